@@ -1,0 +1,1 @@
+"""What a device or a partner site runs: its data source, its meta-updates, its recommendations."""

@@ -1,0 +1,44 @@
+"""The ClientApp: answers the server's messages about the users of one node."""
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.data_source import load_learner, load_node, site_settings
+from client.learner import Learner
+from client.meta_update import evaluate_nodes, meta_update
+from client.node import Node, enroll
+from metarec_shared import wire
+from metarec_shared.exchange import EnrollmentRequest, EvaluateRequest, TrainRequest
+from metarec_shared.settings import Settings
+
+app = ClientApp()
+
+
+def _load(context: Context) -> tuple[Learner, Node]:
+    run_settings = Settings().with_values(context.run_config, "run configuration")
+    settings = site_settings(run_settings, context.node_config)
+    return load_learner(settings), load_node(settings, context.node_config, context.node_id)
+
+
+def answer(learner: Learner, nodes: list[Node], message: Message) -> RecordDict:
+    """Answer one message on behalf of ``nodes``, folded into one; the ClientApp is the case of one node."""
+    content = message.content
+    match message.metadata.message_type:
+        case "query":
+            learner.check_catalogue(wire.unpack_request(EnrollmentRequest, content).catalogue)
+            return wire.pack_enrollment(enroll(nodes, len(learner.model.text)))
+        case "train":
+            train = wire.unpack_request(TrainRequest, content)
+            return wire.pack_meta_update(meta_update(learner, wire.request_parameters(content), nodes, train))
+        case _:
+            judge = wire.unpack_request(EvaluateRequest, content)
+            return wire.pack_evaluation(evaluate_nodes(learner, wire.request_parameters(content), nodes, judge))
+
+
+@app.query()
+@app.train()
+@app.evaluate()
+def handle(message: Message, context: Context) -> Message:
+    """Answer a message of any kind."""
+    learner, node = _load(context)
+    return Message(answer(learner, [node], message), reply_to=message)

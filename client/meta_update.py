@@ -1,0 +1,88 @@
+"""A meta-update: the sum of users' meta-gradients, of one node or of many in one vectorized computation.
+
+The ClientApp is the case of one node. The in-process grid of ``simulations`` passes all nodes of a round at once: the
+computation is the same, since a user's draws depend neither on the user's node nor on the others in the batch.
+
+References:
+    Chen et al. (2018), Federated meta-learning with fast convergence and efficient communication, algorithm 1.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from client.learner import USERS_AT_ONCE, Learner
+from client.node import Node
+from metarec_shared.evaluation import cold_user_tasks, evaluate, model_scorer
+from metarec_shared.exchange import EvaluateRequest, Evaluation, MetaUpdate, Parameters, TrainRequest
+from metarec_shared.meta_gradient import summed_meta_gradient
+from metarec_shared.tasks import Task, pad
+
+
+def meta_update(learner: Learner, parameters: Parameters, nodes: Sequence[Node], request: TrainRequest) -> MetaUpdate:
+    """Adapt to every drawn user of ``nodes`` and sum the weighted meta-gradients.
+
+    Args:
+        learner: Model and settings.
+        parameters: The meta-initialization.
+        nodes: Whose users to draw from.
+        request: The round.
+
+    Returns:
+        The sum over the nodes, all zero where no user was drawn.
+
+    Raises:
+        WireError: The parameters or the catalogue are not this learner's.
+    """
+    learner.check_catalogue(request.catalogue)
+    learner.load(parameters)
+    tasks, weights = _draw_tasks(learner, nodes, request)
+    gradients = {name: torch.zeros_like(value) for name, value in learner.model.named_parameters()}
+    loss = 0.0
+    for start in range(0, len(tasks), USERS_AT_ONCE):
+        batch = pad(tasks[start : start + USERS_AT_ONCE]).to(learner.device)
+        batch_weights = weights[start : start + USERS_AT_ONCE].to(learner.device)
+        part = summed_meta_gradient(learner.model, batch, batch_weights, learner.id_mask(request.round_number))
+        loss += float((part.losses * batch_weights).sum())
+        for name, gradient in part.gradients.items():
+            gradients[name] += gradient
+    return MetaUpdate(gradients=gradients, weight=float(weights.sum()), loss=loss, users=len(tasks), nodes=len(nodes))
+
+
+def evaluate_nodes(
+    learner: Learner, parameters: Parameters, nodes: Sequence[Node], request: EvaluateRequest
+) -> Evaluation:
+    """Rank the catalogue for the users of ``nodes`` in a role and sum their metrics.
+
+    Raises:
+        WireError: The parameters or the catalogue are not this learner's.
+    """
+    learner.check_catalogue(request.catalogue)
+    learner.load(parameters)
+    tasks = list(_evaluation_tasks(learner, nodes, request))
+    if not tasks:
+        return Evaluation(sums={}, users=0, nodes=len(nodes))
+    metrics = evaluate(model_scorer(learner.model, adapt=request.adapt), tasks, learner.settings.evaluation.k)
+    return Evaluation(
+        sums={name: float(values.sum()) for name, values in metrics.items()}, users=len(tasks), nodes=len(nodes)
+    )
+
+
+def _draw_tasks(learner: Learner, nodes: Sequence[Node], request: TrainRequest) -> tuple[list[Task], Tensor]:
+    settings, tasks, weights = learner.settings, [], []
+    for node in nodes:
+        users = node.draw(request)
+        tasks += [
+            node.population.training_task(int(u), request.round_number, settings.tasks, settings.model.width)
+            for u in users
+        ]
+        weights += [1.0 if settings.federation.weighting == "users" else 1.0 / len(users)] * len(users)
+    return tasks, torch.tensor(weights)
+
+
+def _evaluation_tasks(learner: Learner, nodes: Sequence[Node], request: EvaluateRequest) -> Iterator[Task]:
+    sizes = learner.settings.evaluation
+    for node in nodes:
+        users = node.users_in(request.role)
+        yield from cold_user_tasks(node.population, users, request.order, sizes.support, sizes.query)

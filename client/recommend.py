@@ -1,0 +1,126 @@
+"""Recommend on the device: adapt the meta-initialization to a history and rank the catalogue, in milliseconds."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from metarec_shared.catalogue import Catalogue
+from metarec_shared.dataset import RatingScale
+from metarec_shared.errors import DataError
+from metarec_shared.model import NEVER, BertRecommender
+from metarec_shared.tasks import Task, feedback_levels, pad
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One item of a history.
+
+    Attributes:
+        position: Position in the catalogue.
+        feedback: Level of its rating, 0 where there is none.
+    """
+
+    position: int
+    feedback: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """A user's history as the model reads it.
+
+    Attributes:
+        items: What the catalogue holds of the history, each item once.
+        skipped: What the catalogue lacks, as it was written.
+    """
+
+    items: Sequence[Item]
+    skipped: Sequence[str] = field(default=())
+
+
+def read_history(lines: Iterable[str], catalogue: Catalogue, scale: RatingScale | None, source: str) -> Profile:
+    """Read a history: one item id or one exact title a line, optionally followed by a tab and a rating.
+
+    An item named twice counts once, with its first rating. Blank lines are passed over.
+
+    Args:
+        lines: The history.
+        catalogue: Where ids and titles are looked up, ids first.
+        scale: Scale of the ratings; None: the model was trained without ratings, and they are ignored.
+        source: Name of the history in errors.
+
+    Raises:
+        DataError: A rating is no number or off the scale, or several items bear a title.
+    """
+    items: dict[int, Item] = {}
+    skipped: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        name, _, rating = line.strip("\r\n").partition("\t")
+        if not name.strip():
+            continue
+        where = f"{source} line {number}"
+        feedback = _feedback(rating.strip(), scale, where)
+        position = _position(name.strip(), catalogue, where)
+        if position is None:
+            skipped.append(name.strip())
+        else:
+            items.setdefault(position, Item(position=position, feedback=feedback))
+    return Profile(items=list(items.values()), skipped=skipped)
+
+
+def read_history_file(path: Path, catalogue: Catalogue, scale: RatingScale | None) -> Profile:
+    """Read a history from a file; see ``read_history``.
+
+    Raises:
+        DataError: The file cannot be read, or holds what ``read_history`` refuses.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot read the history: {error}") from error
+    return read_history(lines, catalogue, scale, path.name)
+
+
+@torch.no_grad()
+def recommend(model: BertRecommender, profile: Profile, top_k: int) -> list[tuple[int, float]]:
+    """Return the positions and scores of the ``top_k`` best items, best first, none of them from the history.
+
+    With an empty history the unadapted meta-initialization ranks the catalogue.
+    """
+    positions = np.array([item.position for item in profile.items], dtype=np.int64)
+    task = Task(
+        support=positions,
+        support_mask=np.ones(len(positions), dtype=bool),
+        feedback=np.array([item.feedback for item in profile.items], dtype=np.int64),
+        query=positions[:0],
+    )
+    scores = model(pad([task]), adapt=len(positions) > 0)[0]
+    scores[torch.from_numpy(positions)] = NEVER
+    best = scores.topk(min(top_k, len(scores) - len(positions)))
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+
+def _position(name: str, catalogue: Catalogue, where: str) -> int | None:
+    if name in catalogue.index:
+        return catalogue.index[name]
+    positions = catalogue.positions_by_title.get(name, [])
+    if len(positions) > 1:
+        ids = ", ".join(catalogue.item_ids[position] for position in positions)
+        raise DataError(f"{where}: {len(positions)} items bear the title {name!r}; give one of their ids: {ids}")
+    return positions[0] if positions else None
+
+
+def _feedback(text: str, scale: RatingScale | None, where: str) -> int:
+    if not text:
+        return 0
+    try:
+        rating = float(text)
+    except ValueError:
+        raise DataError(f"{where}: rating must be a number, got {text!r}") from None
+    if scale is None:
+        return 0
+    if not scale.low <= rating <= scale.high:
+        raise DataError(f"{where}: rating must be between {scale.low:g} and {scale.high:g}, got {text!r}")
+    return int(feedback_levels(np.array([rating], dtype=np.float32), scale)[0])

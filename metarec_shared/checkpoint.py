@@ -1,0 +1,199 @@
+"""A model on disk: all that a device or a site needs to adapt and recommend, and nothing about any user.
+
+``model.safetensors`` is authoritative: parameters, text vectors, and in its header a JSON description.
+``model.json`` repeats the description for people, ``catalogue.json`` holds the public items, ``README.md`` is the model
+card. Each file is written atomically.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from metarec_shared.catalogue import Catalogue, TrainingItems
+from metarec_shared.dataset import RatingScale
+from metarec_shared.errors import CheckpointError, MetaRecError
+from metarec_shared.exchange import Parameters
+from metarec_shared.files import write_atomically, write_json, write_text
+from metarec_shared.model import BertRecommender
+from metarec_shared.model_card import model_card
+from metarec_shared.settings import Settings, flatten
+
+FORMAT = 1
+MODEL_FILE = "model.safetensors"
+CATALOGUE_FILE = "catalogue.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A meta-initialization with everything it was trained for.
+
+    Attributes:
+        parameters: The meta-initialization.
+        settings: The settings of the run.
+        items: The whole catalogue, and which of it training knew.
+        text: Frozen text vectors of the whole catalogue, [items, text].
+        text_encoder: What made them.
+        rating_scale: Scale of the ratings the model was trained with.
+        round_number: Round after which the checkpoint was taken.
+        validation: Its validation metric; None where none was measured.
+    """
+
+    parameters: Parameters
+    settings: Settings
+    items: TrainingItems
+    text: torch.Tensor
+    text_encoder: str
+    rating_scale: RatingScale | None
+    round_number: int
+    validation: float | None
+
+    def model(self, device: torch.device | None = None) -> BertRecommender:
+        """Return the recommender over the items that training knew."""
+        text = self.text[torch.from_numpy(self.items.positions)]
+        model = BertRecommender(text, self.settings.model, self.settings.adaptation)
+        load_parameters(model, self.parameters, CheckpointError)
+        return model.to(device or torch.device("cpu")).eval()
+
+    def full_model(self) -> BertRecommender:
+        """Return the recommender over the whole catalogue: an item training did not know comes by its text alone.
+
+        Such an item has no ID vector, and the lowest score bias of the known items.
+        """
+        return self.transferred(self.text, self.items.positions, np.arange(len(self.items.positions)))
+
+    def transferred(
+        self, text: torch.Tensor, positions: NDArray[np.int64], known: NDArray[np.int64]
+    ) -> BertRecommender:
+        """Return the recommender over another catalogue.
+
+        Args:
+            text: Text vectors of that catalogue, by the same encoder, [items, text].
+            positions: Where in that catalogue the items stand that training knew too.
+            known: Which of training's items those are.
+        """
+        at, of = torch.from_numpy(positions), torch.from_numpy(known)
+        model = BertRecommender(text, self.settings.model, self.settings.adaptation)
+        parameters = dict(self.parameters)
+        bias = self.parameters["item_bias"]
+        parameters["item_bias"] = bias.min().repeat(len(text)).index_put((at,), bias[of])
+        if model.item_ids is not None:
+            ids = self.parameters["item_ids"]
+            parameters["item_ids"] = ids.new_zeros(len(text), ids.shape[1]).index_put((at,), ids[of])
+        load_parameters(model, parameters, CheckpointError)
+        return model.eval()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the description that stands in the file's header."""
+        scale = self.rating_scale
+        return {
+            "format": FORMAT,
+            "round": self.round_number,
+            "validation": self.validation,
+            "text_encoder": self.text_encoder,
+            "rating_scale": None if scale is None else [scale.low, scale.high],
+            "catalogue": self.items.catalogue.fingerprint,
+            "settings": json.loads(self.settings.to_json()),
+        }
+
+
+def load_parameters(model: BertRecommender, parameters: Parameters, error: type[MetaRecError]) -> None:
+    """Copy ``parameters`` into ``model``.
+
+    Raises:
+        MetaRecError: As ``error``: names or shapes are not the model's.
+    """
+    own = dict(model.named_parameters())
+    if own.keys() != parameters.keys():
+        odd = ", ".join(sorted(own.keys() ^ parameters.keys()))
+        raise error(f"parameters do not fit the model; missing or unknown: {odd}")
+    for name, value in parameters.items():
+        if own[name].shape != value.shape:
+            raise error(f"parameter {name}: got shape {tuple(value.shape)}, wanted {tuple(own[name].shape)}")
+    with torch.no_grad():
+        for name, value in parameters.items():
+            own[name].copy_(value)
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a checkpoint to ``folder``; an older one there is replaced file by file."""
+    description = checkpoint.describe()
+    tensors = {f"parameters/{name}": value.detach().cpu() for name, value in checkpoint.parameters.items()}
+    tensors["text"] = checkpoint.text.contiguous()
+    tensors["known_items"] = torch.from_numpy(checkpoint.items.positions)
+    catalogue = checkpoint.items.catalogue
+    columns = {"item_ids": catalogue.item_ids, "titles": catalogue.titles, "texts": catalogue.texts}
+    write_text(folder / CATALOGUE_FILE, json.dumps(columns, ensure_ascii=False) + "\n")
+    save_tensors(folder / MODEL_FILE, tensors, description)
+    write_json(folder / "model.json", description)
+    write_text(folder / "README.md", model_card({}, description["settings"]))
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: There is none, it is cut short, of another format, or its files do not belong together.
+    """
+    tensors, description = load_tensors(folder / MODEL_FILE)
+    if description.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder / MODEL_FILE}: format {description.get('format')!r} is not the format {FORMAT} this version reads"
+        )
+    catalogue = _load_catalogue(folder / CATALOGUE_FILE)
+    if catalogue.fingerprint != description["catalogue"]:
+        raise CheckpointError(f"{folder / CATALOGUE_FILE} is not the catalogue that {MODEL_FILE} was trained on")
+    settings = Settings().with_values(flatten(description["settings"], MODEL_FILE), str(folder / MODEL_FILE))
+    scale = description["rating_scale"]
+    return Checkpoint(
+        parameters=tensors_below(tensors, "parameters/"),
+        settings=settings,
+        items=TrainingItems(catalogue=catalogue, positions=tensors["known_items"].numpy().astype(np.int64)),
+        text=tensors["text"],
+        text_encoder=description["text_encoder"],
+        rating_scale=None if scale is None else RatingScale(low=scale[0], high=scale[1]),
+        round_number=description["round"],
+        validation=description["validation"],
+    )
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
+    """Write tensors and a JSON description in one safetensors file, atomically."""
+    contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    metadata = {"metarec": json.dumps(description, allow_nan=False)}
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what ``save_tensors`` wrote.
+
+    Raises:
+        CheckpointError: The file is missing, cut short, or was written by something else.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file; wanted the folder of a run")
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = json.loads(file.metadata()["metarec"])
+            return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged, cut short, or not written by MetaRec: {error}") from error
+
+
+def tensors_below(tensors: dict[str, torch.Tensor], prefix: str) -> Parameters:
+    """Return the tensors whose name begins with ``prefix``, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _load_catalogue(path: Path) -> Catalogue:
+    try:
+        columns = json.loads(path.read_text(encoding="utf-8"))
+        return Catalogue(*(tuple(columns[name]) for name in ("item_ids", "titles", "texts")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot read the catalogue of the model: {error}") from error

@@ -1,0 +1,82 @@
+"""The command ``metarec``: finds the commands that the folders register, and turns errors into one line.
+
+A command module is imported only when its command, or the list of commands, is asked for, and imports nothing heavy.
+"""
+
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+
+import click
+import typer
+
+from metarec_shared.errors import MetaRecError
+
+GROUP = "metarec.commands"
+INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """A click group over the entry points of ``GROUP``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all registered commands."""
+        return sorted(entry.name for entry in entry_points(group=GROUP))
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Load one command."""
+        for entry in entry_points(group=GROUP):
+            if entry.name == name:
+                return _load(entry)
+        return None
+
+
+def _load(entry: EntryPoint) -> click.Command:
+    command = typer.main.get_command(entry.load())
+    command.name = entry.name
+    return command
+
+
+@click.command(
+    cls=_Commands,
+    epilog="Every command takes --debug, which shows the traceback of an error.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="metarec")
+def metarec() -> None:
+    """Federated meta-learning of a cold-start recommender: interactions never leave their device or site."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line; return its exit code: 0, 2 for bad input, 130 when interrupted."""
+    debug = "--debug" in arguments
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "urllib3", "filelock", "matplotlib", "h5py", "flwr"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        metarec.main([a for a in arguments if a != "--debug"], prog_name="metarec", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except MetaRecError as error:
+        _show(error, debug)
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        sys.stderr.write("metarec: interrupted; what was written stays, a run goes on with --resume\n")
+        return INTERRUPTED
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    return 0
+
+
+def _show(error: Exception, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    sys.stderr.write(f"metarec: error: {' '.join(str(error).split())}\n")
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,115 @@
+"""The commands ``metarec data describe`` and ``metarec data download``.
+
+What takes long to import is imported where it is used: ``metarec --help`` loads this module.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from rich.console import Console
+
+    from metarec_shared.dataset import Dataset
+
+app = typer.Typer(help="Describe a folder of data, or download a public data set.", no_args_is_help=True)
+
+_BAR_WIDTH = 40
+_QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+class BadRows(StrEnum):
+    """What to do with rows that cannot be read."""
+
+    ERROR = "error"
+    SKIP = "skip"
+
+
+class Downloadable(StrEnum):
+    """Data sets that can be downloaded."""
+
+    ML_1M = "ml-1m"
+    ML_100K = "ml-100k"
+
+
+@app.command()
+def describe(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder in a known layout.", show_default=False)],
+    on_bad_rows: Annotated[BadRows, typer.Option(help="Stop at a row that cannot be read, or skip it.")] = (
+        BadRows.ERROR
+    ),
+) -> None:
+    """Print what a folder of data holds, and what is wrong with it."""
+    from rich.console import Console
+
+    from metarec_shared.readers import read_dataset
+    from metarec_shared.settings import DataSettings
+
+    settings = DataSettings(path=str(directory), on_bad_rows=on_bad_rows.value)
+    dataset = read_dataset(directory, settings)
+    console = Console(highlight=False)
+    _print_summary(console, dataset)
+    _print_lengths(console, dataset.interactions.lengths)
+    for problem in dataset.problems:
+        console.print(f"Problem: {problem}", style="yellow", markup=False, soft_wrap=True)
+    if not dataset.problems:
+        console.print("No problems found.")
+
+
+@app.command()
+def download(
+    name: Annotated[Downloadable, typer.Argument(help="Data set.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder in which the data set's own folder is made.")] = (
+        Path("data")
+    ),
+) -> None:
+    """Download a public data set from GroupLens, for research use under its README's terms."""
+    from metarec_shared.download import download as fetch
+
+    folder = fetch(name.value, out)
+    typer.echo(f"{folder}: ready; its README states the terms of use")
+
+
+def _print_summary(console: "Console", dataset: "Dataset") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    interactions, scale = dataset.interactions, dataset.rating_scale
+    users, items, count = len(interactions), len(dataset.catalogue), len(interactions.items)
+    facts = {
+        "layout": dataset.layout,
+        "users": f"{users:,}",
+        "items": f"{items:,}",
+        "interactions": f"{count:,}",
+        "density": f"{count / (users * items):.3%}",
+        "rating scale": f"{scale.low:g} to {scale.high:g}" if scale else "no ratings",
+        "order of a history": "time" if interactions.has_time else "file (no timestamps)",
+    }
+    table = Table.grid(padding=(0, 2))
+    for fact, value in facts.items():
+        table.add_row(fact, Text(value))
+    console.print(Text(dataset.name, style="bold"))
+    console.print(table)
+
+
+def _print_lengths(console: "Console", lengths: "NDArray[np.int64]") -> None:
+    """Print quantiles of the history lengths and a bar for each doubling of the length."""
+    import numpy as np
+
+    quantiles = np.quantile(lengths, _QUANTILES, method="inverted_cdf")
+    names = ("shortest", "quarter", "median", "three quarters", "longest")
+    described = ", ".join(f"{name} {value:,}" for name, value in zip(names, quantiles, strict=True))
+    console.print(f"\nHistory lengths: {described}", soft_wrap=True)
+    exponents = np.frexp(lengths)[1]  # 0 for 0, 1 for 1, 2 for 2..3, 3 for 4..7
+    counts = np.bincount(exponents)
+    block = "█" if console.encoding.lower().startswith("utf") else "#"
+    for exponent in range(int(exponents.min()), len(counts)):
+        low, high = 2**exponent // 2, max(2**exponent - 1, 0)
+        span = f"{low:,}" if low == high else f"{low:,}-{high:,}"
+        bar = block * int(np.ceil(_BAR_WIDTH * counts[exponent] / counts.max()))
+        console.print(f"{span:>15}  {counts[exponent]:>9,}  {bar}".rstrip(), markup=False)
+    console.print()

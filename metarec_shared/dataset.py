@@ -1,0 +1,62 @@
+"""A data set: a public catalogue, private interactions with it, and what was found while reading them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from metarec_shared.catalogue import Catalogue
+from metarec_shared.interactions import Interactions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatingScale:
+    """Lowest and highest rating that the data's own scale allows."""
+
+    low: float
+    high: float
+
+    @staticmethod
+    def widest(scales: Iterable["RatingScale | None"]) -> "RatingScale | None":
+        """Return the narrowest scale that holds all ``scales``; None where there is none."""
+        given = [scale for scale in scales if scale is not None]
+        if not given:
+            return None
+        return RatingScale(low=min(s.low for s in given), high=max(s.high for s in given))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something wrong with the data that reading went past: counted, never silent.
+
+    Attributes:
+        kind: Short name, for example ``"duplicate interactions"``.
+        count: How many rows, users or items it concerns.
+        handling: What was done, for example ``"the first is kept"``.
+    """
+
+    kind: str
+    count: int
+    handling: str
+
+    def __str__(self) -> str:
+        return f"{self.count:,} {self.kind}: {self.handling}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """What a reader returns.
+
+    Attributes:
+        name: Name of the folder, or of the generator.
+        layout: Which layout the folder was found to be in.
+        catalogue: Public items.
+        interactions: Private histories, users sorted by id.
+        rating_scale: The ratings' scale; None where interactions carry no rating.
+        problems: What was skipped or mended.
+    """
+
+    name: str
+    layout: str
+    catalogue: Catalogue
+    interactions: Interactions
+    rating_scale: RatingScale | None
+    problems: tuple[Problem, ...] = field(default=())

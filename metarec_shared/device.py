@@ -1,0 +1,17 @@
+"""Which device tensors live on."""
+
+import torch
+
+from metarec_shared.errors import SettingsError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu`` or ``cuda`` into a device; ``auto`` takes CUDA where there is one.
+
+    Raises:
+        SettingsError: CUDA is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise SettingsError("run.device is cuda, but torch sees no CUDA device; use auto or cpu")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")

@@ -1,0 +1,25 @@
+"""Errors a person can act on: each message says what, where, got and wanted."""
+
+
+class MetaRecError(Exception):
+    """Root of every error MetaRec raises on purpose; the command line prints it as one line and exits with 2."""
+
+
+class SettingsError(MetaRecError):
+    """A setting is unknown, missing, mistyped or out of range."""
+
+
+class DataError(MetaRecError):
+    """Interactions or the catalogue cannot be read or used."""
+
+
+class CheckpointError(MetaRecError):
+    """A run's folder or checkpoint is missing, cut short, or belongs to something else."""
+
+
+class WireError(MetaRecError):
+    """A message between server and node has the wrong names, shapes or values."""
+
+
+class FederationError(MetaRecError):
+    """Too few nodes answered for the federation to go on."""

@@ -1,0 +1,55 @@
+"""The cold-user protocol: rank the whole catalogue for users by their support set, judge by their query set."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metarec_shared.metrics import ranking_metrics
+from metarec_shared.model import BertRecommender
+from metarec_shared.population import Order, Population
+from metarec_shared.tasks import Task, TaskBatch, pad
+
+USERS_AT_ONCE = 256
+
+Scorer = Callable[[TaskBatch], Float[Tensor, "users items"]]
+"""Scores the catalogue for users by their support sets; a model, adapted or not, or a baseline."""
+
+
+def cold_user_tasks(
+    population: Population, users: NDArray[np.int64], order: Order, support: int, query: int
+) -> list[Task]:
+    """Return the cold-user tasks of those ``users`` whose history is longer than ``support``."""
+    long_enough = users[population.interactions.lengths[users] > support]
+    return [population.evaluation_task(int(user), order, support, query) for user in long_enough]
+
+
+def evaluate(scorer: Scorer, tasks: Sequence[Task], k: int) -> dict[str, Float[Tensor, " users"]]:
+    """Return every ranking metric of every user; the support set is never ranked.
+
+    Raises:
+        ValueError: There is no task, or a score is not finite.
+    """
+    parts = []
+    for start in range(0, len(tasks), USERS_AT_ONCE):
+        batch = pad(tasks[start : start + USERS_AT_ONCE])
+        with torch.no_grad():
+            scores = scorer(batch).cpu()
+        known = batch.known_mask(scores.shape[1])
+        parts.append(ranking_metrics(scores, known, batch.query, batch.query_mask, k))
+    if not parts:
+        raise ValueError("there is no task to evaluate")
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def model_scorer(model: BertRecommender, *, adapt: bool) -> Scorer:
+    """Return the model as a scorer, with or without its inner loop."""
+    device = model.text.device
+
+    def score(batch: TaskBatch) -> Tensor:
+        return model(batch.to(device), adapt=adapt)  # type: ignore[no-any-return]
+
+    return score

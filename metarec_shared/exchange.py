@@ -1,0 +1,123 @@
+"""What server and nodes say to each other, free of any transport; ``wire`` turns it into Flower messages and back."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metarec_shared.dataset import RatingScale
+from metarec_shared.population import Order
+from metarec_shared.split import Role
+
+Parameters = dict[str, Tensor]
+"""The meta-initialization (or a meta-gradient) by parameter name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrollmentRequest:
+    """The server asks nodes who they are and how often their meta-training users met each item.
+
+    Attributes:
+        catalogue: Fingerprint of the server's catalogue; a node with another one refuses.
+    """
+
+    catalogue: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSummary:
+    """One node as the server knows it.
+
+    Attributes:
+        node_id: Flower's id of the node, which differs from run to run.
+        name: The node's own, stable name: sampling is addressed by it.
+        training_users: Users the node can meta-train on.
+        validation_users: Users the node can validate on.
+    """
+
+    node_id: int
+    name: str
+    training_users: int
+    validation_users: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrollment:
+    """The answer of one node, or of several folded into one.
+
+    Attributes:
+        nodes: Who answered.
+        item_counts: Meta-training users who interacted with each item, int64 [items].
+        rating_scale: Scale of the nodes' ratings, the widest where they differ; None where there are no ratings.
+    """
+
+    nodes: tuple[NodeSummary, ...]
+    item_counts: NDArray[np.int64]
+    rating_scale: RatingScale | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRequest:
+    """The server asks for a meta-update.
+
+    Attributes:
+        round_number: Round, from 1; it addresses every draw.
+        sampling_rate: Chance of each meta-training user of the node to take part (Poisson sampling).
+        catalogue: Fingerprint of the catalogue the parameters belong to.
+    """
+
+    round_number: int
+    sampling_rate: float
+    catalogue: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetaUpdate:
+    """The weighted sum of users' meta-gradients, of one node or of several folded into one.
+
+    Attributes:
+        gradients: Sum over users of weight times meta-gradient, by parameter name.
+        weight: Sum of the weights; the server divides by it.
+        loss: Sum over users of weight times query loss.
+        users: Users that took part.
+        nodes: Nodes that took part.
+    """
+
+    gradients: Parameters
+    weight: float
+    loss: float
+    users: int
+    nodes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateRequest:
+    """The server asks for ranking metrics of the users in a role.
+
+    Attributes:
+        role: Whose metrics.
+        order: Order in which their histories are read.
+        adapt: Whether to run the inner loop.
+        catalogue: Fingerprint of the catalogue the parameters belong to.
+    """
+
+    role: Role
+    order: Order
+    adapt: bool
+    catalogue: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Sums of ranking metrics, of one node or of several folded into one.
+
+    Attributes:
+        sums: Sum over users of each metric.
+        users: Users evaluated.
+        nodes: Nodes that took part.
+    """
+
+    sums: dict[str, float]
+    users: int
+    nodes: int

@@ -1,0 +1,171 @@
+"""The model card that lies beside every checkpoint: what was trained, on what, how well, and what it gives away."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from metarec_shared.comparison import Comparison, compare, show
+
+NO_PRIVACY = (
+    "Ratings and times stay on their node, but raw item counts and raw gradients leave the nodes, neither clipped nor "
+    "noised. There is no guarantee: the item counts of a node with one user are that user's items, and gradients often "
+    "tell which items a node's users touched."
+)
+
+_ORDERS = {"random": "random order", "time": "time order"}
+
+_CARD = """\
+{header}
+# MetaRec cold-start recommender{trained_on}
+
+A meta-initialization for a new user with few interactions: adapt it to the user's history (the support set) in
+milliseconds, then rank the whole catalogue. It was meta-trained by federated learning; what left the
+nodes stands under Privacy.
+
+## How to use
+
+```sh
+metarec recommend --model RUN --history FILE
+```
+
+`RUN` is the folder this card lies in or under, `FILE` the user's interactions. Nothing is sent anywhere.
+
+## Data and training
+
+{facts}
+
+## Evaluation
+
+{evaluation}
+
+## Privacy
+
+{privacy}
+
+## Limits
+
+- Figures are of one data set; on another catalogue, or after long use of this one, expect others.
+- Histories are replayed. Nobody was shown these recommendations: what users would do with them is not measured.
+- What was popular among the training users is recommended more often, also to users unlike them.
+- The figures are of one seed and one split of users: compare several seeds before trusting a small difference.
+"""
+
+_PROTOCOL = """\
+Users are split by a keyed hash into meta-training, validation and test users. Every figure is a mean over test users,
+who were never seen in meta-training; the round was selected on validation users. Of a test user's interactions the
+first {support} are the support set and the next {query} the query set; the whole catalogue minus the support set is
+ranked. Centralized baselines need every interaction in one place; they are computed on the same users."""
+
+
+def model_card(result: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Write the model card of a run.
+
+    Args:
+        result: The run's result.json; a checkpoint written in mid-training has only what is known by then, or nothing.
+        settings: The run's settings.json, tables of kebab-case keys.
+
+    Returns:
+        Markdown with a YAML header, as model hubs read it.
+    """
+    dataset = result.get("dataset") or {}
+    return _CARD.format(
+        header=_header(result),
+        trained_on=f" for {_plain(dataset['name'])}" if dataset.get("name") else "",
+        facts=_facts(result, settings),
+        evaluation=_evaluation(result),
+        privacy=_privacy(result.get("privacy")),
+    )
+
+
+def _header(result: Mapping[str, Any]) -> str:
+    lines = ["---", "library_name: metarec", "tags:"]
+    lines += [f"- {tag}" for tag in ("recommendation", "cold-start", "meta-learning", "federated-learning")]
+    name = str((result.get("dataset") or {}).get("name") or "unnamed")
+    figures = {order: compare((result.get("cold_user") or {}).get(order)) for order in _ORDERS}
+    if any(figures.values()):
+        lines += ["model-index:", "- name: MetaRec", "  results:"]
+    for order, comparison in figures.items():
+        if comparison is not None:
+            lines += _index_entry(name, order, comparison)
+    return "\n".join([*lines, "---"])
+
+
+def _index_entry(dataset: str, order: str, comparison: Comparison) -> list[str]:
+    """Write MetaRec's own figures as one entry of a model hub's index; JSON strings are YAML strings."""
+    values = zip(comparison.metrics, comparison.methods[0].values, strict=True)
+    return [
+        "  - task:",
+        "      type: recommendation",
+        f"      name: cold-start users, {_ORDERS[order]}",
+        "    dataset:",
+        f"      type: {json.dumps(dataset, ensure_ascii=False)}",
+        f"      name: {json.dumps(dataset, ensure_ascii=False)}",
+        "    metrics:",
+        *(f"    - type: {json.dumps(name)}\n      value: {value:.6f}" for name, value in values if value is not None),
+    ]
+
+
+def _facts(result: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    dataset, adaptation = result.get("dataset") or {}, settings.get("adaptation") or {}
+    rounds = result.get("rounds") or (settings.get("federation") or {}).get("rounds")
+    sizes = " × ".join(f"{dataset[key]:,} {key}" for key in ("users", "items", "interactions") if key in dataset)
+    facts = {
+        "Data set": ", ".join(part for part in (_plain(dataset.get("name") or ""), sizes) if part),
+        "Text encoder": _plain(result.get("text_encoder") or (settings.get("text") or {}).get("encoder") or ""),
+        "Parameters": f"{result['parameters']:,}" if "parameters" in result else "",
+        "Rounds": f"{rounds:,}" if rounds else "",
+        "Best round on validation users": f"{result['best_round']:,}" if result.get("best_round") else "",
+        "Inner loop": _inner_loop(adaptation),
+        "Seed": str(result.get("seed", (settings.get("run") or {}).get("seed", ""))),
+    }
+    return "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact)
+
+
+def _inner_loop(adaptation: Mapping[str, Any]) -> str:
+    if "steps" not in adaptation:
+        return ""
+    if adaptation["steps"] == 0:
+        return "off"
+    return f"{adaptation['steps']} steps on {adaptation.get('parameters')}, {adaptation.get('order')} order"
+
+
+def _evaluation(result: Mapping[str, Any]) -> str:
+    cold_user = result.get("cold_user") or {}
+    tables: list[str] = []
+    for order, title in _ORDERS.items():
+        block = cold_user.get(order) or {}
+        if comparison := compare(block):
+            protocol = _PROTOCOL.format(support=block.get("support", "a few"), query=block.get("query", "few"))
+            tables += [protocol] if not tables else []
+            tables.append(_table(f"Cold-start users, {title}", comparison))
+    if comparison := compare(result.get("cold_item")):
+        tables.append(_table("Cold items, removed from every meta-training user", comparison))
+    return "\n\n".join(tables) or "Not evaluated yet: this checkpoint was written during meta-training."
+
+
+def _table(title: str, comparison: Comparison) -> str:
+    users = f" ({comparison.users:,} test users)" if comparison.users is not None else ""
+    best = [comparison.best(column) for column in range(len(comparison.metrics))]
+    lines = [f"### {title}{users}", "", f"| Method | {' | '.join(comparison.metrics)} |"]
+    lines.append("|---|" + "---:|" * len(comparison.metrics))
+    for method in comparison.methods:
+        cells = [f"**{show(v)}**" if show(v) == top else show(v) for v, top in zip(method.values, best, strict=True)]
+        name = f"{_plain(method.name)} (centralized)" if method.centralized else _plain(method.name)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _privacy(privacy: Mapping[str, Any] | None) -> str:
+    if not privacy:
+        return f"- Mode: none\n- Unit of privacy: none, nobody is protected\n- What leaves the nodes: {NO_PRIVACY}"
+    unit = _plain(privacy.get("unit", "user: one user's whole history"))
+    rest = [f"- {_plain(key)}: {_plain(value)}" for key, value in privacy.items() if key != "unit"]
+    return "\n".join([f"- Unit of privacy: {unit}", *rest])
+
+
+def _plain(value: object) -> str:
+    """Keep a name from being read as Markdown or HTML."""
+    text = " ".join(str(value).split())
+    for character, written in {"&": "&amp;", "<": "&lt;", "|": "\\|", "*": "\\*", "`": "\\`", "[": "\\["}.items():
+        text = text.replace(character, written)
+    return text

@@ -1,0 +1,85 @@
+"""The users a node holds, with the role and the random key of each: what a node draws its tasks from."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metarec_shared.dataset import RatingScale
+from metarec_shared.interactions import Interactions
+from metarec_shared.randomness import generator, user_keys
+from metarec_shared.settings import TaskSettings
+from metarec_shared.split import Role, roles
+from metarec_shared.tasks import Task, draw_training_task, feedback_levels
+
+SHORTEST_HISTORY = 2
+"""A user with fewer interactions has no support set beside a query set and takes no part."""
+
+Order = Literal["random", "time"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Population:
+    """Private histories with what every use of them needs.
+
+    Attributes:
+        interactions: Histories over the catalogue the model is trained on.
+        keys: Keyed hash of each user id, uint64 [users].
+        roles: Role of each user, int8 [users].
+        feedback: Feedback level of each interaction, int64 [interactions].
+        rating_scale: The scale those levels divide; None where there are no ratings.
+        seed: The run's seed, which keyed the hash.
+    """
+
+    interactions: Interactions
+    keys: NDArray[np.uint64]
+    roles: NDArray[np.int8]
+    feedback: NDArray[np.int64]
+    rating_scale: RatingScale | None
+    seed: int
+
+    @classmethod
+    def of(cls, interactions: Interactions, scale: RatingScale | None, seed: int) -> "Population":
+        """Assign roles and keys to the users of ``interactions``."""
+        keys = user_keys(seed, interactions.user_ids)
+        return cls(
+            interactions=interactions,
+            keys=keys,
+            roles=roles(keys),
+            feedback=feedback_levels(interactions.ratings, scale),
+            rating_scale=scale,
+            seed=seed,
+        )
+
+    def users(self, role: Role | None, shortest: int = SHORTEST_HISTORY) -> NDArray[np.int64]:
+        """Return the users in ``role`` (None: all) with a history of at least ``shortest``, int64 positions."""
+        chosen = self.interactions.lengths >= shortest
+        return np.flatnonzero(chosen if role is None else chosen & (self.roles == role))
+
+    def item_counts(self, users: NDArray[np.int64], catalogue_size: int) -> NDArray[np.int64]:
+        """Return how many of ``users`` interacted with each item, int64 [items]."""
+        return np.bincount(self.interactions.take(users).items, minlength=catalogue_size)
+
+    def training_task(self, user: int, round_number: int, settings: TaskSettings, width: int) -> Task:
+        """Draw the meta-training task of one user in one round."""
+        rows = slice(self.interactions.offsets[user], self.interactions.offsets[user + 1])
+        rng = generator(self.seed, "task", round_number, int(self.keys[user]))
+        return draw_training_task(self.interactions.items[rows], self.feedback[rows], settings, width, rng)
+
+    def evaluation_task(self, user: int, order: Order, support: int, query: int) -> Task:
+        """Return the cold-user task of one user: the first ``support`` items, then the next ``query``.
+
+        The random order has the address (seed, user), so that a smaller support set is a prefix of a larger one.
+        """
+        start, stop = self.interactions.offsets[user], self.interactions.offsets[user + 1]
+        rows = np.arange(start, stop)
+        if order == "random":
+            rng = generator(self.seed, "evaluation order", int(self.keys[user]))
+            rows = start + rng.permutation(stop - start)
+        return Task(
+            support=self.interactions.items[rows[:support]],
+            support_mask=np.ones(min(support, len(rows)), dtype=bool),
+            feedback=self.feedback[rows[:support]],
+            query=self.interactions.items[rows[support : support + query]],
+        )

@@ -1,0 +1,39 @@
+"""MetaRec's own layout: ``interactions`` and ``items``, each as CSV, compressed CSV or Parquet.
+
+Interactions have columns ``user_id`` and ``item_id``, and may have ``rating`` and ``timestamp``. Items have
+``item_id`` and ``title``; every further column of text or whole numbers becomes part of an item's text.
+"""
+
+from pathlib import Path
+
+from metarec_shared.readers.delimited import CSV, read_delimited
+from metarec_shared.readers.layout import Layout
+from metarec_shared.readers.parquet import read_parquet
+from metarec_shared.readers.table import Table, holds_text
+from metarec_shared.settings import DataSettings
+
+_ENDINGS = ("csv", "csv.gz", "parquet")
+
+
+def _read_interactions(path: Path, settings: DataSettings) -> Table:
+    table = _read(path, settings)
+    return table.select({"user_id": "user_id", "item_id": "item_id"}, {"rating": "rating", "timestamp": "timestamp"})
+
+
+def _read_items(path: Path, settings: DataSettings) -> Table:
+    table = _read(path, settings)
+    further = {name: name for name, column in table.columns.items() if holds_text(column.type)}
+    return table.select({"item_id": "item_id", "title": "title"}, further)
+
+
+def _read(path: Path, settings: DataSettings) -> Table:
+    return read_parquet(path) if path.suffix == ".parquet" else read_delimited(path, CSV, settings)
+
+
+LAYOUT = Layout(
+    name="own",
+    interaction_files=tuple(f"interactions.{ending}" for ending in _ENDINGS),
+    item_files=tuple(f"items.{ending}" for ending in _ENDINGS),
+    read_interactions=_read_interactions,
+    read_items=_read_items,
+)

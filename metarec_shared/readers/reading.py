@@ -1,0 +1,89 @@
+"""Find out a folder's layout and read it."""
+
+from pathlib import Path
+
+from metarec_shared.catalogue import Catalogue
+from metarec_shared.dataset import Dataset
+from metarec_shared.errors import DataError
+from metarec_shared.readers import movielens_1m, movielens_100k, movielens_csv, own, recbole
+from metarec_shared.readers.assemble import build_catalogue, build_interactions
+from metarec_shared.readers.layout import Layout
+from metarec_shared.settings import DataSettings
+
+LAYOUTS: tuple[Layout, ...] = (
+    movielens_1m.LAYOUT,
+    movielens_100k.LAYOUT,
+    movielens_csv.LAYOUT,
+    recbole.LAYOUT,
+    own.LAYOUT,
+)
+
+
+def read_dataset(directory: Path, settings: DataSettings) -> Dataset:
+    """Read the interactions and items in a folder.
+
+    Args:
+        directory: Folder in one of the known layouts.
+        settings: What to do with rows that cannot be read, and the ratings' scale where the layout does not fix it.
+
+    Returns:
+        Items in file order. Users sorted by id, by number where all ids are digits. Each history in time order where
+        the data has timestamps, else in file order. Where neither layout nor settings fix the ratings' scale it is
+        the lowest and highest rating observed, which may differ between nodes.
+
+    Raises:
+        DataError: The folder is missing, is in no known layout or in two, or its files cannot be read or used.
+    """
+    layout = _layout_of(directory, items_only=False)
+    interactions_file, items_file = layout.find_interactions(directory), layout.find_items(directory)
+    assert interactions_file is not None
+    assert items_file is not None
+    catalogue, item_problems = build_catalogue(layout.read_items(items_file, settings), settings)
+    table = layout.read_interactions(interactions_file, settings)
+    interactions, scale, problems = build_interactions(table, catalogue, layout.scale, settings)
+    return Dataset(
+        name=directory.resolve().name,
+        layout=layout.name,
+        catalogue=catalogue,
+        interactions=interactions,
+        rating_scale=scale,
+        problems=item_problems + problems,
+    )
+
+
+def read_catalogue(directory: Path, settings: DataSettings) -> Catalogue:
+    """Read only the items in a folder, which need not hold interactions; the catalogue equals ``read_dataset``'s.
+
+    Raises:
+        DataError: The folder is missing, is in no known layout or in two, or its items cannot be read.
+    """
+    layout = _layout_of(directory, items_only=True)
+    items_file = layout.find_items(directory)
+    assert items_file is not None
+    return build_catalogue(layout.read_items(items_file, settings), settings)[0]
+
+
+def _layout_of(directory: Path, *, items_only: bool) -> Layout:
+    if not directory.is_dir():
+        raise DataError(f"{directory}: {'is no folder' if directory.exists() else 'no such folder'}")
+    claimed: dict[Path, Layout] = {}
+    for layout in LAYOUTS:
+        if items_file := layout.find_items(directory):
+            claimed.setdefault(items_file, layout)  # u.item is MovieLens 100K's, though RecBole's *.item fits it
+    with_items = list(claimed.values())
+    complete = [layout for layout in with_items if layout.find_interactions(directory)]
+    found = complete or (with_items if items_only else [])
+    if len(found) > 1:
+        names = " and ".join(map(str, found))
+        raise DataError(f"{directory}: the layout is ambiguous, the files fit {names}; keep the files of one")
+    if not found:
+        raise DataError(_nothing_found(directory, with_items))
+    return found[0]
+
+
+def _nothing_found(directory: Path, with_items: list[Layout]) -> str:
+    partial = with_items or [layout for layout in LAYOUTS if layout.find_interactions(directory)]
+    if len(partial) == 1:
+        missing = partial[0].interaction_files if with_items else partial[0].item_files
+        return f"{directory}: layout {partial[0].name} also wants {' or '.join(missing)}, which is missing"
+    return f"{directory}: unknown layout; the known ones are {'; '.join(map(str, LAYOUTS))}"

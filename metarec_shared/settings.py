@@ -1,0 +1,287 @@
+"""The settings of a run: one typed tree, parsed once, frozen afterwards.
+
+TOML keys are kebab-case (``[outer] learning-rate``), attributes snake_case (``settings.outer.learning_rate``).
+Defaults stand here and nowhere else; ``[tool.flwr.app.config]`` in pyproject.toml repeats them because Flower
+overrides only keys that exist there, and a test holds the two equal.
+"""
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from metarec_shared.errors import SettingsError
+
+Scalar = bool | int | float | str
+
+
+def setting(default: Any, doc: str, *, low: float | None = None, high: float | None = None) -> Any:
+    """Declare one setting: its default, what it means, and the closed range its value must lie in."""
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What this run is and where it runs."""
+
+    seed: int = setting(0, "seed of every draw, the split of users into training, validation and test included", low=0)
+    out: str = setting("", "folder the run is written to; empty: metarec-runs/<time> under the working directory")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "where tensors live; auto: cuda where there is one")
+    resume: bool = setting(False, "go on from the last checkpoint in `out`")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """Where interactions and the catalogue come from."""
+
+    path: str = setting("", "folder with the data; empty: a generated catalogue and generated users")
+    on_bad_rows: Literal["error", "skip"] = setting("error", "what to do with rows that cannot be read")
+    hold_out_items: float = setting(
+        0.0, "share of items hidden from training, for cold-item evaluation", low=0, high=0.9
+    )
+    rating_low: float = setting(0.0, "lowest rating of the scale; equal to rating-high: as the layout says")
+    rating_high: float = setting(0.0, "highest rating of the scale; equal to rating-low: as the layout says")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorSettings:
+    """The generated data set that stands in where no data is given."""
+
+    users: int = setting(1200, "generated users", low=10)
+    items: int = setting(400, "generated items", low=20)
+    interactions: int = setting(40, "mean history length of a generated user", low=4)
+    seed: int = setting(0, "seed of the generator, apart from the run's seed", low=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSettings:
+    """How item text becomes a vector."""
+
+    encoder: str = setting("auto", "auto | builtin | a folder with a transformers BERT | a model hub name")
+    revision: str = setting("", "revision of a hub model; empty: the pinned one for auto, else the newest")
+    max_tokens: int = setting(64, "tokens of an item's text that are read", low=4, high=512)
+    batch: int = setting(64, "texts encoded in one pass", low=1)
+    builtin_width: int = setting(128, "width of the built-in BERT", low=8)
+    builtin_layers: int = setting(2, "layers of the built-in BERT", low=1)
+    builtin_vocabulary: int = setting(4000, "word pieces of the built-in tokenizer", low=100)
+    builtin_steps: int = setting(300, "steps of masked-language-model pre-training of the built-in BERT", low=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """The BERT recommender."""
+
+    width: int = setting(128, "width of item vectors, of the user encoder and of the user vector", low=4)
+    layers: int = setting(2, "layers of the user encoder", low=1)
+    heads: int = setting(2, "attention heads of the user encoder", low=1)
+    intermediate: int = setting(512, "width of the feed-forward layers of the user encoder", low=4)
+    item_ids: bool = setting(True, "learn an ID vector an item beside its text")
+    feedback: bool = setting(True, "add an embedding of the rating to each support item")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSettings:
+    """How a user's history becomes a support set and a query set in meta-training."""
+
+    support: int = setting(10, "largest support set", low=1)
+    query: int = setting(40, "largest query set", low=1)
+    vary_support: float = setting(0.0, "share of tasks whose support size is drawn from 1..support", low=0, high=1)
+    support_dropout: float = setting(0.15, "chance of a support item to be hidden from its task", low=0, high=0.95)
+    feature_dropout: float = setting(0.2, "dropout on the user encoder's inputs and output", low=0, high=0.95)
+    id_dropout: float = setting(0.0, "chance of an item's ID vector to be off for a round", low=0, high=0.95)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptationSettings:
+    """The inner loop."""
+
+    parameters: Literal["user-vector", "head", "lora", "all"] = setting("user-vector", "what the inner loop adapts")
+    steps: int = setting(3, "adaptation steps; 0: no inner loop", low=0, high=100)
+    order: Literal["second", "first"] = setting("second", "differentiate through the inner loop, or not")
+    learning_rate: float = setting(
+        0.0, "inner learning rate, the initial one where it is learned; 0: the default of what is adapted", low=0
+    )
+    learned: bool = setting(True, "meta-learn the inner learning rates, as Meta-SGD does")
+    lora_rank: int = setting(4, "rank of the adapted update where parameters = lora", low=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OuterSettings:
+    """The outer loop's optimizer, on the server."""
+
+    optimizer: Literal["adamw", "adam", "sgd"] = setting("adamw", "torch.optim optimizer of the outer loop")
+    learning_rate: float = setting(3e-3, "peak outer learning rate", low=0)
+    schedule: Literal["cosine", "constant"] = setting("cosine", "outer learning rate after the warm-up")
+    warmup_rounds: int = setting(100, "rounds in which the outer learning rate rises linearly", low=0)
+    weight_decay: float = setting(0.1, "decoupled for adamw, else an L2 penalty", low=0)
+    momentum: float = setting(0.9, "momentum of sgd", low=0, high=0.999)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FederationSettings:
+    """Rounds, nodes and what the server does when nodes fail."""
+
+    rounds: int = setting(800, "rounds of meta-training", low=1)
+    cohort: int = setting(256, "users a round, over all sampled nodes", low=1)
+    nodes: int = setting(0, "simulated nodes; 0: one a user", low=0)
+    partition: Literal["even", "skewed"] = setting("even", "how users are spread where nodes are fewer than users")
+    weighting: Literal["users", "nodes"] = setting("users", "every user weighs the same, or every node")
+    evaluate_every: int = setting(20, "rounds between evaluations on validation users", low=1)
+    patience: int = setting(0, "evaluations without a better one before the run stops early; 0: never", low=0)
+    checkpoint_every: int = setting(20, "rounds between checkpoints a run can be resumed from", low=1)
+    min_nodes: int = setting(1, "nodes that must be connected, and answer, for a round to count", low=1)
+    max_failures: float = setting(0.5, "share of sampled nodes that may fail before the run stops", low=0, high=1)
+    round_timeout: float = setting(600.0, "seconds the server waits for nodes and for replies", low=0.1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSettings:
+    """The cold-user protocol by which checkpoints are selected and results are reported."""
+
+    support: int = setting(10, "support items of a cold-start user", low=1)
+    query: int = setting(10, "query items, those that follow the support set", low=1)
+    k: int = setting(10, "cut-off of the ranking metrics", low=1)
+    select_by: Literal["random", "time"] = setting("random", "order of the validation users' interactions")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting of a run."""
+
+    run: RunSettings = field(default_factory=RunSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    generator: GeneratorSettings = field(default_factory=GeneratorSettings)
+    text: TextSettings = field(default_factory=TextSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    tasks: TaskSettings = field(default_factory=TaskSettings)
+    adaptation: AdaptationSettings = field(default_factory=AdaptationSettings)
+    outer: OuterSettings = field(default_factory=OuterSettings)
+    federation: FederationSettings = field(default_factory=FederationSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    def flat(self) -> dict[str, Scalar]:
+        """Return every setting as ``{"table.key": value}``, the form Flower's run configuration has."""
+        return {
+            f"{table.name}.{_kebab(key.name)}": getattr(getattr(self, table.name), key.name)
+            for table in dataclasses.fields(self)
+            for key in dataclasses.fields(table.type)  # type: ignore[arg-type]
+        }
+
+    def with_values(self, values: Mapping[str, Any], source: str) -> "Settings":
+        """Return settings in which ``values`` (``{"table.key": value}``) replace what stood there.
+
+        Raises:
+            SettingsError: A key is unknown, or a value has the wrong type or lies outside its range.
+        """
+        changed: dict[str, dict[str, Any]] = {}
+        for key, value in values.items():
+            table, _, name = key.partition(".")
+            changed.setdefault(table, {})[name] = value
+        tables = {}
+        for table, entries in changed.items():
+            if table not in _TABLES:
+                raise SettingsError(f"{source}: unknown table {table!r}; the tables are {', '.join(_TABLES)}")
+            tables[table] = _parse_table(getattr(self, table), table, entries, source)
+        settings = dataclasses.replace(self, **tables)
+        _check_together(settings, source)
+        return settings
+
+    def to_json(self) -> str:
+        """Return the settings as JSON text, tables of kebab-case keys."""
+        nested: dict[str, dict[str, Scalar]] = {}
+        for key, value in self.flat().items():
+            table, _, name = key.partition(".")
+            nested.setdefault(table, {})[name] = value
+        return json.dumps(nested, indent=2)
+
+
+_TABLES = {table.name: table.type for table in dataclasses.fields(Settings)}
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Read a settings file of tables and scalars into ``{"table.key": value}``.
+
+    Raises:
+        SettingsError: The file is missing, is no TOML, or holds something that is no table of scalars.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot read the settings file: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path}: not TOML: {error}") from error
+    return flatten(document, str(path))
+
+
+def flatten(document: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Turn tables of scalars into ``{"table.key": value}``."""
+    flat = {}
+    for table, entries in document.items():
+        if not isinstance(entries, Mapping):
+            raise SettingsError(f"{source}: {table!r} must be a table such as [federation], got {entries!r}")
+        flat.update({f"{table}.{key}": value for key, value in entries.items()})
+    return flat
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Read ``table.key=value`` assignments; values are TOML, and what is no TOML value is a string."""
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or "." not in key:
+            raise SettingsError(f"--set {assignment}: wanted table.key=value")
+        try:
+            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = text
+    return values
+
+
+def _parse_table(current: Any, table: str, entries: Mapping[str, Any], source: str) -> Any:
+    types = get_type_hints(type(current))
+    known = {_kebab(key.name): key for key in dataclasses.fields(current)}
+    values = {}
+    for name, value in entries.items():
+        if name not in known:
+            raise SettingsError(f"{source}: unknown setting {table}.{name}; {table} has {', '.join(known)}")
+        key = known[name]
+        values[key.name] = _parse_value(value, types[key.name], key.metadata, f"{source}: {table}.{name}")
+    return dataclasses.replace(current, **values)
+
+
+def _parse_value(value: Any, wanted: Any, limits: Mapping[str, Any], where: str) -> Scalar:
+    if get_origin(wanted) is Literal:
+        if value not in get_args(wanted):
+            raise SettingsError(f"{where} must be one of {', '.join(get_args(wanted))}, got {value!r}")
+        return str(value)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise SettingsError(f"{where} must be a {_TYPE_NAMES[wanted]}, got {value!r}")
+    low, high = limits["low"], limits["high"]
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        wish = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise SettingsError(f"{where} must be {wish}, got {value!r}")
+    return value  # type: ignore[no-any-return]
+
+
+_TYPE_NAMES = {int: "whole number", float: "number", str: "string", bool: "boolean (true or false)"}
+
+
+def _check_together(settings: Settings, source: str) -> None:
+    model, data = settings.model, settings.data
+    if model.width % model.heads:
+        raise SettingsError(
+            f"{source}: model.width must be a multiple of model.heads, got {model.width} and {model.heads}"
+        )
+    if data.rating_high < data.rating_low:
+        raise SettingsError(
+            f"{source}: data.rating-high must not be below data.rating-low, got {data.rating_high} and {data.rating_low}"
+        )
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")

@@ -1,0 +1,165 @@
+"""Tasks: one user's episode, a support set to adapt on and a query set to be judged by.
+
+A batch of tasks is padded to common lengths and carries masks; what is padded never changes a result.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metarec_shared.dataset import RatingScale
+from metarec_shared.settings import TaskSettings
+
+FEEDBACK_LEVELS = 10
+"""Ratings are told apart on this many levels of their scale; level 0 means that there is no rating."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskBatch:
+    """Padded tasks of many users.
+
+    Attributes:
+        support: Catalogue positions the user is adapted on; padding is 0.
+        support_mask: Which of them are real.
+        feedback: Level of each support item's rating, 1..FEEDBACK_LEVELS, 0 where there is none.
+        query: Catalogue positions the adapted model is judged by; padding is 0.
+        query_mask: Which of them are real.
+        known: Items that are never ranked or scored as query items for this user: every item that was drawn
+            into the support set, also where support dropout hid it. Padding is -1.
+        dropout: Factors for the inputs of the user encoder (positions 0..support-1) and for its output (the last
+            position), None outside meta-training. They are drawn with the task, so that the model itself is a
+            deterministic function and a user's meta-gradient does not depend on who else is in the batch.
+    """
+
+    support: Int[Tensor, "users support"]
+    support_mask: Bool[Tensor, "users support"]
+    feedback: Int[Tensor, "users support"]
+    query: Int[Tensor, "users query"]
+    query_mask: Bool[Tensor, "users query"]
+    known: Int[Tensor, "users support"]
+    dropout: Float[Tensor, "users positions width"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.support)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the fields that are set, by name."""
+        values = {key.name: getattr(self, key.name) for key in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def to(self, device: torch.device) -> "TaskBatch":
+        """Return the batch on ``device``."""
+        return TaskBatch(**{name: value.to(device) for name, value in self.tensors().items()})
+
+    def rows(self, start: int, stop: int) -> "TaskBatch":
+        """Return users ``start:stop`` of the batch."""
+        return TaskBatch(**{name: value[start:stop] for name, value in self.tensors().items()})
+
+    def known_mask(self, items: int) -> Bool[Tensor, "users items"]:
+        """Mark each user's known items in a catalogue of ``items``."""
+        column = torch.where(self.known < 0, items, self.known)
+        marks = torch.zeros(len(self.known), items + 1, dtype=torch.bool, device=column.device)
+        return marks.scatter(1, column, True)[:, :items]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One user's episode before padding: arrays of catalogue positions and feedback levels."""
+
+    support: NDArray[np.int64]
+    support_mask: NDArray[np.bool_]
+    feedback: NDArray[np.int64]
+    query: NDArray[np.int64]
+    dropout: NDArray[np.float32] | None = None
+
+
+def feedback_levels(ratings: NDArray[np.float32], scale: RatingScale | None) -> NDArray[np.int64]:
+    """Return the feedback level of each rating, int64: 0 for NaN, else 1..FEEDBACK_LEVELS evenly over ``scale``."""
+    if scale is None or scale.high <= scale.low:
+        return np.zeros(len(ratings), dtype=np.int64)
+    position = np.clip((ratings - scale.low) / (scale.high - scale.low), 0.0, 1.0)
+    levels = 1.0 + np.rint(position * (FEEDBACK_LEVELS - 1))
+    return np.where(np.isnan(ratings), 0.0, levels).astype(np.int64)
+
+
+def draw_training_task(
+    items: NDArray[np.int64],
+    feedback: NDArray[np.int64],
+    settings: TaskSettings,
+    width: int,
+    rng: np.random.Generator,
+) -> Task:
+    """Draw one meta-training task from a user's whole history of at least two items.
+
+    The history is shuffled; the first items are the support set (at most ``settings.support`` and never the whole
+    history), the next at most ``settings.query`` the query set.
+
+    Args:
+        items: Catalogue positions of the history.
+        feedback: Feedback level of each.
+        settings: Sizes and dropout rates.
+        width: Width of the model, for the dropout factors.
+        rng: The user's generator of this round.
+    """
+    order = rng.permutation(len(items))
+    size = min(settings.support, len(items) - 1)
+    if settings.vary_support and rng.random() < settings.vary_support:
+        size = int(rng.integers(1, size + 1))
+    support, query = order[:size], order[size : size + settings.query]
+    dropout = None
+    if settings.feature_dropout:
+        kept = rng.random((size + 1, width), dtype=np.float32) >= settings.feature_dropout
+        dropout = kept / np.float32(1 - settings.feature_dropout)
+    return Task(
+        support=items[support],
+        support_mask=rng.random(size) >= settings.support_dropout,
+        feedback=feedback[support],
+        query=items[query],
+        dropout=dropout,
+    )
+
+
+def pad(tasks: Sequence[Task]) -> TaskBatch:
+    """Stack tasks into one padded batch.
+
+    Raises:
+        ValueError: There is no task.
+    """
+    if not tasks:
+        raise ValueError("cannot pad a batch of no tasks")
+    support_lengths = [len(task.support) for task in tasks]
+    query_lengths = [len(task.query) for task in tasks]
+    support = _stack([task.support for task in tasks], support_lengths, 0)
+    return TaskBatch(
+        support=support,
+        support_mask=_stack([task.support_mask for task in tasks], support_lengths, False),
+        feedback=_stack([task.feedback for task in tasks], support_lengths, 0),
+        query=_stack([task.query for task in tasks], query_lengths, 0),
+        query_mask=_stack([np.ones(n, dtype=bool) for n in query_lengths], query_lengths, False),
+        known=_stack([task.support for task in tasks], support_lengths, -1),
+        dropout=_stack_dropout(tasks, max(support_lengths)),
+    )
+
+
+def _stack(rows: Sequence[NDArray[np.generic]], lengths: Sequence[int], padding: int | bool) -> Tensor:
+    padded = np.full((len(rows), max(lengths)), padding, dtype=rows[0].dtype)
+    for position, row in enumerate(rows):
+        padded[position, : len(row)] = row
+    return torch.from_numpy(padded)
+
+
+def _stack_dropout(tasks: Sequence[Task], longest: int) -> Tensor | None:
+    """Stack dropout factors; the output's factor moves to the last position of the padded batch."""
+    if any(task.dropout is None for task in tasks):
+        return None
+    factors = [task.dropout for task in tasks if task.dropout is not None]
+    padded = np.ones((len(tasks), longest + 1, factors[0].shape[1]), dtype=np.float32)
+    for position, factor in enumerate(factors):
+        padded[position, : len(factor) - 1] = factor[:-1]
+        padded[position, -1] = factor[-1]
+    return torch.from_numpy(padded)

@@ -1,0 +1,208 @@
+"""Flower records for everything in ``exchange``; what comes in is checked before anybody uses it.
+
+Content of a message: a ConfigRecord "request" down, records "arrays" (an ArrayRecord) and "numbers" (a MetricRecord)
+up, "names" (a ConfigRecord) where an answer carries text, "parameters" (an ArrayRecord) where parameters travel.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from metarec_shared.dataset import RatingScale
+from metarec_shared.errors import WireError
+from metarec_shared.exchange import (
+    Enrollment,
+    EnrollmentRequest,
+    EvaluateRequest,
+    Evaluation,
+    MetaUpdate,
+    NodeSummary,
+    Parameters,
+    TrainRequest,
+)
+from metarec_shared.split import Role
+
+RequestT = TypeVar("RequestT", EnrollmentRequest, TrainRequest, EvaluateRequest)
+
+
+def pack_parameters(parameters: Parameters) -> ArrayRecord:
+    """Serialize named tensors."""
+    return ArrayRecord({name: Array(value.detach().cpu().numpy()) for name, value in parameters.items()})
+
+
+def unpack_parameters(record: ArrayRecord) -> Parameters:
+    """Deserialize named tensors.
+
+    Raises:
+        WireError: An array cannot be decoded.
+    """
+    try:
+        return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
+    except (ValueError, TypeError, OSError, EOFError) as error:
+        raise WireError(f"parameters cannot be decoded: {error}") from error
+
+
+def pack_request(
+    request: EnrollmentRequest | TrainRequest | EvaluateRequest, parameters: ArrayRecord | None = None
+) -> RecordDict:
+    """Return the content of a message to a node; ``parameters`` are shared between messages, not copied."""
+    values = {name: int(value) if isinstance(value, Role) else value for name, value in asdict(request).items()}
+    content = RecordDict({"request": ConfigRecord(values)})
+    if parameters is not None:
+        content["parameters"] = parameters
+    return content
+
+
+def unpack_request(kind: type[RequestT], content: RecordDict) -> RequestT:
+    """Read a request of ``kind``.
+
+    Raises:
+        WireError: A value is missing or of the wrong type.
+    """
+    values = dict(_record(content, "request", ConfigRecord))
+    for key in fields(kind):
+        if type(values.get(key.name)) not in _SCALARS.get(key.name, (str,)):
+            raise WireError(f"{kind.__name__}.{key.name} is missing or mistyped, got {values.get(key.name)!r}")
+    if kind is EvaluateRequest:
+        values["role"] = Role(values["role"])
+    return kind(**values)
+
+
+_SCALARS: dict[str, tuple[type, ...]] = {
+    "round_number": (int,),
+    "sampling_rate": (float,),
+    "role": (int,),
+    "adapt": (bool,),
+}
+
+
+def request_parameters(content: RecordDict) -> Parameters:
+    """Read the parameters that came with a request."""
+    return unpack_parameters(_record(content, "parameters", ArrayRecord))
+
+
+def pack_enrollment(enrollment: Enrollment) -> RecordDict:
+    """Return the content of a node's answer."""
+    nodes, scale = enrollment.nodes, enrollment.rating_scale
+    return RecordDict(
+        {
+            "arrays": ArrayRecord({"item_counts": Array(enrollment.item_counts)}),
+            "names": ConfigRecord({"names": [node.name for node in nodes]}),
+            "numbers": MetricRecord(
+                {
+                    "node_ids": [node.node_id for node in nodes],
+                    "training_users": [node.training_users for node in nodes],
+                    "validation_users": [node.validation_users for node in nodes],
+                    "rating_scale": [] if scale is None else [scale.low, scale.high],
+                }
+            ),
+        }
+    )
+
+
+def unpack_enrollment(content: RecordDict, items: int) -> Enrollment:
+    """Read an answer.
+
+    Raises:
+        WireError: It is not an enrolment over ``items`` items.
+    """
+    numbers = _record(content, "numbers", MetricRecord)
+    names = _record(content, "names", ConfigRecord)
+    counts = _item_counts(content, items)
+    try:
+        rows = zip(
+            numbers["node_ids"], names["names"], numbers["training_users"], numbers["validation_users"], strict=True
+        )
+        nodes = tuple(
+            NodeSummary(node_id=int(i), name=str(n), training_users=int(t), validation_users=int(v))
+            for i, n, t, v in rows
+        )
+        scale = [float(bound) for bound in numbers["rating_scale"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise WireError(f"an enrolment lacks its list of nodes: {error}") from error
+    rating_scale = RatingScale(low=scale[0], high=scale[1]) if len(scale) == 2 else None
+    return Enrollment(nodes=nodes, item_counts=counts, rating_scale=rating_scale)
+
+
+def _item_counts(content: RecordDict, items: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    record = _record(content, "arrays", ArrayRecord)
+    counts = record["item_counts"].numpy() if "item_counts" in record else np.empty(0)
+    if counts.shape != (items,) or counts.dtype != np.int64 or (counts < 0).any():
+        raise WireError(f"item_counts must be {items} counts, got {counts.dtype} of shape {counts.shape}")
+    return counts
+
+
+def pack_meta_update(update: MetaUpdate) -> RecordDict:
+    """Return the content of a node's answer."""
+    numbers = {"weight": update.weight, "loss": update.loss, "users": update.users, "nodes": update.nodes}
+    return RecordDict({"arrays": pack_parameters(update.gradients), "numbers": MetricRecord(numbers)})
+
+
+def unpack_meta_update(content: RecordDict, like: Mapping[str, torch.Tensor]) -> MetaUpdate:
+    """Read a meta-update for parameters shaped ``like`` these.
+
+    Raises:
+        WireError: Names, shapes or numbers are wrong, or a value is not finite.
+    """
+    gradients = unpack_parameters(_record(content, "arrays", ArrayRecord))
+    if gradients.keys() != like.keys():
+        odd = sorted(gradients.keys() ^ like.keys())
+        raise WireError(f"a meta-update must hold {len(like)} named arrays; missing or unknown: {', '.join(odd)}")
+    for name, gradient in gradients.items():
+        if gradient.shape != like[name].shape or gradient.dtype != like[name].dtype:
+            got, wanted = (f"{t.dtype} {tuple(t.shape)}" for t in (gradient, like[name]))
+            raise WireError(f"meta-update of {name}: got {got}, wanted {wanted}")
+        if not torch.isfinite(gradient).all():
+            raise WireError(f"meta-update of {name} holds a value that is not finite")
+    weight, loss, users, nodes = _numbers(content, "weight", "loss", "users", "nodes")
+    return MetaUpdate(gradients=gradients, weight=weight, loss=loss, users=int(users), nodes=int(nodes))
+
+
+def pack_evaluation(evaluation: Evaluation) -> RecordDict:
+    """Return the content of a node's answer."""
+    numbers = {"users": evaluation.users, "nodes": evaluation.nodes}
+    sums = {f"sum {name}": value for name, value in evaluation.sums.items()}
+    return RecordDict({"numbers": MetricRecord({**numbers, **sums})})
+
+
+def unpack_evaluation(content: RecordDict) -> Evaluation:
+    """Read an evaluation.
+
+    Raises:
+        WireError: A number is missing or not finite.
+    """
+    record = _record(content, "numbers", MetricRecord)
+    names = [name for name in record if name.startswith("sum ")]
+    users, nodes, *sums = _numbers(content, "users", "nodes", *names)
+    values = {name.removeprefix("sum "): value for name, value in zip(names, sums, strict=True)}
+    return Evaluation(sums=values, users=int(users), nodes=int(nodes))
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Return the bytes of the arrays in a message, which is nearly all that travels."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+
+
+def _numbers(content: RecordDict, *names: str) -> list[float]:
+    record = _record(content, "numbers", MetricRecord)
+    values = []
+    for name in names:
+        value = record.get(name)
+        if not isinstance(value, int | float) or not np.isfinite(value) or (name != "loss" and value < 0):
+            raise WireError(f"number {name!r} must be finite and not negative, got {value!r}")
+        values.append(float(value))
+    return values
+
+
+RecordT = TypeVar("RecordT", ArrayRecord, ConfigRecord, MetricRecord)
+
+
+def _record(content: RecordDict, name: str, kind: type[RecordT]) -> RecordT:
+    record = content.get(name)
+    if not isinstance(record, kind):
+        raise WireError(f"the message lacks its {kind.__name__} {name!r}")
+    return record

@@ -1,0 +1,1 @@
+"""What the coordinator runs: the ServerApp, the federated MAML strategy, checkpoints of a run."""

@@ -1,0 +1,225 @@
+"""One federation from its first message to its last checkpoint, on whatever grid it is given.
+
+1. Build the model for the public catalogue.   2. Enroll the nodes; their item counts start the score bias.
+3. Rounds of FedMAML, each recorded, the best on validation users kept.   4. Say what was made.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Message, MetricRecord
+from flwr.serverapp import Grid
+
+from metarec_shared import wire
+from metarec_shared.catalogue import TrainingItems
+from metarec_shared.checkpoint import Checkpoint, save_checkpoint
+from metarec_shared.errors import CheckpointError, FederationError
+from metarec_shared.exchange import Enrollment, EnrollmentRequest, Parameters
+from metarec_shared.files import write_json, write_text
+from metarec_shared.model import BertRecommender
+from metarec_shared.randomness import generator
+from metarec_shared.settings import Settings
+from metarec_shared.sources import load_catalogue, training_items
+from metarec_shared.text import TextFeatures, text_features
+from server.delivery import deliver, wait_for_nodes
+from server.fedmaml import FedMAML
+from server.outer_optimizer import OuterOptimizer
+from server.progress import Progress
+from server.recorder import METRICS_FILE, Recorder, read_metrics
+from server.resume import RESUME_FILE, Best, ResumePoint, load_resume_point, save_resume_point
+from server.roster import Roster
+
+SETTINGS_FILE = "settings.json"
+TRAINING_FILE = "training.json"
+
+NO_PRIVACY_NOTICE = "privacy: none; raw item counts and raw gradients leave the nodes"
+
+logger = logging.getLogger(__name__)
+
+
+def run_federation(grid: Grid, settings: Settings) -> None:
+    """Meta-train a recommender on the nodes of ``grid`` and leave it in the folder ``run.out``.
+
+    Raises:
+        MetaRecError: The data, the settings, the resume point or the nodes do not allow the run.
+    """
+    folder = Path(settings.run.out)
+    _check_folder(folder, resume=settings.run.resume)
+    logger.warning(NO_PRIVACY_NOTICE)
+    items = training_items(settings, load_catalogue(settings))
+    features = text_features(items.catalogue, settings.text, seed=settings.run.seed, progress=True)
+    logger.info("text encoder: %s", features.encoder)
+    roster = enroll_nodes(grid, settings, items)
+    optimizer = OuterOptimizer(
+        settings.outer, initial_parameters(settings, items, features, roster), settings.federation.rounds
+    )
+    best, done = Best(), 0
+    if settings.run.resume:
+        point = load_resume_point(folder, settings, roster.fingerprint)
+        optimizer.load(point.parameters, point.optimizer)
+        best, done = point.best, point.round_number
+        logger.info("resuming after round %d", done)
+    write_text(folder / SETTINGS_FILE, settings.to_json() + "\n")
+    keeper = RunKeeper(folder, settings, items, features, roster, optimizer, best)
+    strategy = FedMAML(settings, roster, optimizer, items.known.fingerprint)
+    rounds = settings.federation.rounds
+    with (
+        Recorder(folder, resume_from=done) as recorder,
+        Progress(rounds, done + 1, best=None if best.value is None else (best.round_number, best.value)) as progress,
+    ):
+
+        def round_done(number: int, metrics: MetricRecord) -> bool:
+            figures: dict[str, Any] = {"round": number, **metrics}
+            recorder.record(figures)
+            progress.round_done(figures)
+            return keeper.round_done(number, metrics)
+
+        strategy.start(
+            grid,
+            wire.pack_parameters(optimizer.parameters),
+            num_rounds=rounds if not keeper.exhausted else done,
+            timeout=settings.federation.round_timeout,
+            first_round=done + 1,
+            round_done=round_done,
+        )
+    keeper.finish()
+
+
+def enroll_nodes(grid: Grid, settings: Settings, items: TrainingItems) -> Roster:
+    """Wait for the nodes and ask who they are and how often each item occurs in their meta-training histories.
+
+    Raises:
+        FederationError: Too few nodes are connected, or answer.
+    """
+    limits = settings.federation
+    nodes = wait_for_nodes(grid, limits.min_nodes, limits.round_timeout)
+    if len(nodes) < limits.min_nodes:
+        raise FederationError(
+            f"{len(nodes)} nodes connected within {limits.round_timeout:g} s; federation.min-nodes is {limits.min_nodes}"
+        )
+    request = wire.pack_request(EnrollmentRequest(catalogue=items.known.fingerprint))
+    answers: list[Enrollment] = []
+    reasons: list[str] = []
+    for reply in deliver(grid, [Message(request, node, "query") for node in nodes], limits.round_timeout):
+        if reply.has_error():
+            reasons.append(reply.error.reason or f"error {reply.error.code}")
+            logger.warning("node %d failed to enroll: %s", reply.metadata.src_node_id, reasons[-1])
+        else:
+            answers.append(wire.unpack_enrollment(reply.content, len(items.positions)))
+    enrolled = sum(len(answer.nodes) for answer in answers)
+    if enrolled < limits.min_nodes or len(nodes) - enrolled > limits.max_failures * len(nodes):
+        last = f"; the last said: {reasons[-1]}" if reasons else ""
+        raise FederationError(f"{enrolled} of {len(nodes)} nodes enrolled within {limits.round_timeout:g} s{last}")
+    return Roster.of(answers)
+
+
+def initial_parameters(settings: Settings, items: TrainingItems, features: TextFeatures, roster: Roster) -> Parameters:
+    """Draw the first meta-initialization; its score bias is the log popularity that the nodes reported."""
+    text = features.vectors[torch.from_numpy(items.positions)]
+    seed = int(generator(settings.run.seed, "initial parameters").integers(2**63))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = BertRecommender(text, settings.model, settings.adaptation)
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    parameters["item_bias"] = torch.from_numpy(roster.log_popularity())
+    return parameters
+
+
+@dataclass(slots=True)
+class RunKeeper:
+    """Keeps the best checkpoint and the resume point of a run, and decides when to stop early."""
+
+    folder: Path
+    settings: Settings
+    items: TrainingItems
+    features: TextFeatures
+    roster: Roster
+    optimizer: OuterOptimizer
+    best: Best
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether validation has not improved for as long as the run may wait."""
+        patience = self.settings.federation.patience
+        return bool(patience) and self.best.stale >= patience
+
+    def round_done(self, number: int, metrics: MetricRecord) -> bool:
+        """Take in a finished round; return whether to go on."""
+        limits = self.settings.federation
+        value = metrics.get(f"validation_ndcg@{self.settings.evaluation.k}")
+        last = number == limits.rounds
+        if isinstance(value, int | float):
+            self.best = self.best.judged(number, float(value))
+            if self.best.round_number == number:
+                self._save_checkpoint(number, float(value))
+        stop = last or self.exhausted
+        if stop and self.best.value is None:
+            self._save_checkpoint(number, None)
+            self.best = Best(round_number=number)
+        if stop or number % limits.checkpoint_every == 0:
+            save_resume_point(self._resume_point(number), self.folder)
+        return not stop
+
+    def finish(self) -> None:
+        """Write what the run came to, for whoever reports on it."""
+        rounds = read_metrics(self.folder / METRICS_FILE)
+        seconds = sum(line["seconds"] for line in rounds)
+        users = sum(line["users"] for line in rounds)
+        training = {
+            "rounds": len(rounds),
+            "best_round": self.best.round_number,
+            "parameters": sum(value.numel() for value in self.optimizer.parameters.values()),
+            "text_encoder": self.features.encoder,
+            "nodes": len(self.roster.training),
+            "training_users": self.roster.training_users,
+            "train": {
+                "wall_seconds": seconds,
+                "users_per_second": users / seconds if seconds else 0.0,
+                "bytes_down": sum(line["bytes_down"] for line in rounds),
+                "bytes_up": sum(line["bytes_up"] for line in rounds),
+            },
+        }
+        write_json(self.folder / TRAINING_FILE, training)
+
+    def _save_checkpoint(self, number: int, value: float | None) -> None:
+        save_checkpoint(
+            Checkpoint(
+                parameters=self.optimizer.parameters,
+                settings=self.settings,
+                items=self.items,
+                text=self.features.vectors,
+                text_encoder=self.features.encoder,
+                rating_scale=self.roster.rating_scale,
+                round_number=number,
+                validation=value,
+            ),
+            self.folder,
+        )
+
+    def _resume_point(self, number: int) -> ResumePoint:
+        return ResumePoint(
+            round_number=number,
+            parameters=self.optimizer.parameters,
+            optimizer=self.optimizer.state(),
+            best=self.best,
+            roster=self.roster.fingerprint,
+            settings=self.settings,
+        )
+
+
+def default_out() -> str:
+    """Return the folder of a run that was given none."""
+    return str(Path("metarec-runs") / time.strftime("%Y%m%d-%H%M%S"))
+
+
+def _check_folder(folder: Path, *, resume: bool) -> None:
+    there = (folder / RESUME_FILE).exists() or (folder / SETTINGS_FILE).exists()
+    if there and not resume:
+        raise CheckpointError(f"{folder} already holds a run; go on with --resume or give another --out")
+    if resume and not (folder / RESUME_FILE).exists():
+        raise CheckpointError(f"{folder} holds no run to resume: {RESUME_FILE} is missing")
+    folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,229 @@
+"""FedMAML: federated model-agnostic meta-learning as a Flower strategy.
+
+One round: sample a cohort; its nodes adapt the meta-initialization to each of their users and return weighted sums of
+meta-gradients; the server divides the total by the total weight and takes one outer step.
+
+References:
+    Chen et al. (2018), Federated meta-learning with fast convergence and efficient communication, algorithm 1.
+    Finn, Abbeel and Levine (2017), Model-agnostic meta-learning, algorithm 2.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from metarec_shared import wire
+from metarec_shared.errors import FederationError, WireError
+from metarec_shared.exchange import EvaluateRequest, Parameters, TrainRequest
+from metarec_shared.settings import FederationSettings, Settings
+from metarec_shared.split import Role
+from server.delivery import deliver, node_count
+from server.outer_optimizer import OuterOptimizer
+from server.roster import Roster
+
+logger = logging.getLogger(__name__)
+
+RoundDone = Callable[[int, MetricRecord], bool]
+"""Called after every round with its number and metrics; returns whether to go on."""
+
+AnswerT = TypeVar("AnswerT")
+
+LOGGED_FAILURES = 5
+"""Failures of one round that are logged one by one; the rest are counted."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Tally:
+    """What came back in one exchange."""
+
+    sent: int = 0
+    bytes_down: int = 0
+    answered: int = 0
+    failures: int = 0
+    bytes_up: int = 0
+
+    def read(self, replies: Iterable[Message], unpack: Callable[[RecordDict], AnswerT]) -> Iterator[AnswerT]:
+        """Yield what the replies hold, one at a time; count and log those that are of no use."""
+        for reply in replies:
+            if reply.has_error():
+                self._fail(reply, reply.error.reason or f"error {reply.error.code}")
+                continue
+            try:
+                answer = unpack(reply.content)
+            except WireError as error:
+                self._fail(reply, str(error))
+                continue
+            nodes = node_count(reply)
+            self.answered += nodes
+            self.bytes_up += nodes * wire.content_bytes(reply.content)
+            yield answer
+
+    def check(self, limits: FederationSettings) -> None:
+        """Count the nodes that stayed silent as failures; refuse to go on when there are too many of them.
+
+        Raises:
+            FederationError: Too many nodes failed, or too few answered.
+        """
+        silent = self.sent - self.answered - self.failures
+        if silent > 0:
+            logger.warning("%d of %d nodes did not answer in time", silent, self.sent)
+            self.failures += silent
+        if self.answered < min(limits.min_nodes, self.sent) or self.failures > limits.max_failures * self.sent:
+            raise FederationError(
+                f"{self.failures} of {self.sent} nodes failed or did not answer within {limits.round_timeout:g} s; "
+                f"federation.min-nodes is {limits.min_nodes}, federation.max-failures {limits.max_failures:g}"
+            )
+
+    def _fail(self, reply: Message, reason: str) -> None:
+        self.failures += 1
+        if self.failures <= LOGGED_FAILURES:
+            logger.warning("node %d failed: %s", reply.metadata.src_node_id, reason)
+
+
+class FedMAML(Strategy):
+    """Samples cohorts, adds up meta-updates and takes the outer step.
+
+    Args:
+        settings: The run's settings.
+        roster: The federation's nodes.
+        optimizer: Holds the meta-initialization.
+        catalogue: Fingerprint of the catalogue.
+    """
+
+    def __init__(self, settings: Settings, roster: Roster, optimizer: OuterOptimizer, catalogue: str) -> None:
+        self._settings = settings
+        self._roster = roster
+        self._optimizer = optimizer
+        self._catalogue = catalogue
+        self._tally = _Tally()
+
+    def summary(self) -> None:
+        """Log what is about to run."""
+        logger.info(
+            "FedMAML: %d nodes with %d meta-training users, about %d users a round, %d parameters",
+            len(self._roster.training),
+            self._roster.training_users,
+            min(self._settings.federation.cohort, self._roster.training_users),
+            sum(value.numel() for value in self._optimizer.parameters.values()),
+        )
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask a cohort for meta-updates; all messages share one content."""
+        cohort = self._roster.cohort(self._settings.run.seed, server_round, self._settings.federation.cohort)
+        request = TrainRequest(round_number=server_round, sampling_rate=cohort.sampling_rate, catalogue=self._catalogue)
+        return self._messages("train", wire.pack_request(request, arrays), cohort.nodes, server_round)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add up the meta-updates as they arrive and take the outer step.
+
+        Raises:
+            FederationError: Too many nodes failed, or too few answered.
+        """
+        tally, like = self._tally, self._optimizer.parameters
+        total: Parameters = {}
+        weight = loss = 0.0
+        users = 0
+        for update in tally.read(replies, lambda content: wire.unpack_meta_update(content, like)):
+            total = {name: total[name] + g if total else g for name, g in update.gradients.items()}
+            weight, loss, users = weight + update.weight, loss + update.loss, users + update.users
+        tally.check(self._settings.federation)
+        metrics = MetricRecord(
+            {
+                "users": users,
+                "nodes": tally.answered,
+                "failures": tally.failures,
+                "bytes_down": tally.bytes_down,
+                "bytes_up": tally.bytes_up,
+            }
+        )
+        if weight > 0:
+            mean = {name: gradient / weight for name, gradient in total.items()}
+            metrics["learning_rate"] = self._optimizer.step(mean, server_round)
+            metrics["train_loss"] = loss / weight
+        return wire.pack_parameters(self._optimizer.parameters), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask every node with validation users for their metrics, on evaluation rounds."""
+        settings = self._settings
+        last = server_round == settings.federation.rounds
+        if server_round % settings.federation.evaluate_every and not last:
+            self._tally = _Tally()
+            return []
+        request = EvaluateRequest(
+            role=Role.VALIDATION,
+            order=settings.evaluation.select_by,
+            adapt=settings.adaptation.steps > 0,
+            catalogue=self._catalogue,
+        )
+        content = wire.pack_request(request, arrays)
+        return self._messages("evaluate", content, self._roster.validation, server_round)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Average the metrics over validation users; None where this round evaluates nobody.
+
+        Raises:
+            FederationError: Too many nodes failed, or too few answered.
+        """
+        sums: dict[str, float] = {}
+        users = 0
+        for evaluation in self._tally.read(replies, wire.unpack_evaluation):
+            users += evaluation.users
+            for name, value in evaluation.sums.items():
+                sums[name] = sums.get(name, 0.0) + value
+        self._tally.check(self._settings.federation)
+        if not users:
+            return None
+        averages = {f"validation_{name}": value / users for name, value in sums.items()}
+        return MetricRecord({**averages, "validation_users": users})
+
+    def start(  # noqa: D417 - the inherited arguments are Flower's
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        first_round: int = 1,
+        round_done: RoundDone | None = None,
+    ) -> Result:
+        """Run rounds ``first_round..num_rounds``; Flower's own loop always begins at 1 and holds every reply.
+
+        Args:
+            first_round: Where to begin, greater than 1 after a resume.
+            round_done: Called after every round; stops the run by returning False.
+        """
+        self.summary()
+        result, arrays, empty = Result(), initial_arrays, ConfigRecord()
+        for current in range(first_round, num_rounds + 1):
+            began = time.monotonic()
+            messages = self.configure_train(current, arrays, train_config or empty, grid)
+            updated, metrics = self.aggregate_train(current, deliver(grid, messages, timeout))
+            arrays = updated if updated is not None else arrays
+            metrics = metrics if metrics is not None else MetricRecord()
+            metrics["seconds"] = time.monotonic() - began
+            messages = self.configure_evaluate(current, arrays, evaluate_config or empty, grid)
+            evaluated = self.aggregate_evaluate(current, deliver(grid, messages, timeout))
+            if evaluated is not None:
+                metrics.update(evaluated)
+            result.arrays, result.train_metrics_clientapp[current] = arrays, metrics
+            if round_done is not None and not round_done(current, metrics):
+                break
+        return result
+
+    def _messages(self, kind: str, content: RecordDict, nodes: tuple[int, ...], server_round: int) -> Iterable[Message]:
+        self._tally = _Tally(sent=len(nodes), bytes_down=len(nodes) * wire.content_bytes(content))
+        return [Message(content, node, kind, group_id=str(server_round)) for node in nodes]

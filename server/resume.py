@@ -1,0 +1,101 @@
+"""What a run needs to go on as if it had never stopped: parameters, optimizer state, the best checkpoint so far."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from metarec_shared.checkpoint import load_tensors, save_tensors, tensors_below
+from metarec_shared.errors import CheckpointError
+from metarec_shared.exchange import Parameters
+from metarec_shared.settings import Settings, flatten
+
+RESUME_FILE = "resume.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The best meta-initialization so far, judged on validation users.
+
+    Attributes:
+        round_number: The round after which it stood.
+        value: Its validation metric; None before the first evaluation.
+        stale: Evaluations since then.
+    """
+
+    round_number: int = 0
+    value: float | None = None
+    stale: int = 0
+
+    def judged(self, round_number: int, value: float) -> "Best":
+        """Return the best after one more evaluation."""
+        if self.value is None or value > self.value:
+            return Best(round_number=round_number, value=value)
+        return replace(self, stale=self.stale + 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumePoint:
+    """The state of a run after a round.
+
+    Attributes:
+        round_number: The last finished round.
+        parameters: The meta-initialization after it.
+        optimizer: State of the outer optimizer.
+        best: The best round so far; its parameters stand in the run's checkpoint.
+        roster: Fingerprint of the nodes and their data.
+        settings: The run's settings.
+    """
+
+    round_number: int
+    parameters: Parameters
+    optimizer: dict[str, Tensor]
+    best: Best
+    roster: str
+    settings: Settings
+
+
+def save_resume_point(point: ResumePoint, folder: Path) -> None:
+    """Write the resume point atomically, over the one before."""
+    tensors = {f"parameters/{name}": value for name, value in point.parameters.items()}
+    tensors |= {f"optimizer/{name}": value for name, value in point.optimizer.items()}
+    description = {
+        "round": point.round_number,
+        "best": {"round": point.best.round_number, "value": point.best.value, "stale": point.best.stale},
+        "roster": point.roster,
+        "settings": json.loads(point.settings.to_json()),
+    }
+    save_tensors(folder / RESUME_FILE, tensors, description)
+
+
+def load_resume_point(folder: Path, settings: Settings, roster: str) -> ResumePoint:
+    """Read the resume point of a run with these ``settings`` and this data.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or it was made with other settings or data.
+    """
+    path = folder / RESUME_FILE
+    tensors, description = load_tensors(path)
+    _check_settings(path, flatten(description["settings"], str(path)), settings)
+    if description["roster"] != roster:
+        raise CheckpointError(f"{path}: the run was made with other data or other nodes; --resume needs the same")
+    best = description["best"]
+    return ResumePoint(
+        round_number=description["round"],
+        parameters=tensors_below(tensors, "parameters/"),
+        optimizer=tensors_below(tensors, "optimizer/"),
+        best=Best(round_number=best["round"], value=best["value"], stale=best["stale"]),
+        roster=roster,
+        settings=settings,
+    )
+
+
+def _check_settings(path: Path, before: dict[str, Any], settings: Settings) -> None:
+    now = settings.flat()
+    free = {"run.out", "run.resume", "run.device", "data.path"}  # where things lie; the data itself is compared
+    changed = [key for key in now if key not in free and before.get(key) != now[key]]
+    if changed:
+        differences = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed)
+        raise CheckpointError(f"{path}: --resume needs the settings the run was made with: {differences}")

@@ -1,0 +1,1 @@
+"""Simulated federations on one machine: the in-process grid, baselines, protocols, reports."""

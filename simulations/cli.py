@@ -1,0 +1,148 @@
+"""The commands ``metarec simulate`` and ``metarec evaluate``. What takes long to import is imported where it is used."""
+
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from metarec_shared.settings import Settings
+
+simulate_app = typer.Typer(add_completion=False)
+evaluate_app = typer.Typer(add_completion=False)
+
+
+class Engine(StrEnum):
+    """What runs the nodes."""
+
+    IN_PROCESS = "in-process"
+    RAY = "ray"
+
+
+class Device(StrEnum):
+    """Where tensors live."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Protocol(StrEnum):
+    """Who and what is ranked."""
+
+    COLD_USER = "cold-user"
+    COLD_ITEM = "cold-item"
+
+
+class OrderChoice(StrEnum):
+    """Order in which histories are read."""
+
+    RANDOM = "random"
+    TIME = "time"
+
+
+@simulate_app.command()
+def simulate(
+    data: Annotated[Path | None, typer.Option(help="Folder with the data; without it, generated data.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; without it, metarec-runs/<time>.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="One setting; may be repeated.")
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="In this process, or Flower's simulation engine.")] = Engine.IN_PROCESS,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes the users are spread over.")] = None,
+    one_node_per_user: Annotated[bool, typer.Option("--one-node-per-user", help="The default.")] = False,
+    device: Annotated[Device | None, typer.Option(help="Where tensors live.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of every draw, the split of users included.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    hold_out_items: Annotated[
+        float | None, typer.Option(min=0, max=0.9, help="Share of items hidden from training, for cold-item.")
+    ] = None,
+    baselines: Annotated[
+        bool, typer.Option(help="Also train the model without inner loop and fit centralized baselines.")
+    ] = True,
+) -> None:
+    """Meta-train a recommender in a simulated federation, compare it with baselines, and write a report."""
+    if one_node_per_user and nodes is not None:
+        raise typer.BadParameter("give either --nodes or --one-node-per-user")
+    options = {
+        "data.path": None if data is None else str(data),
+        "run.out": None if out is None else str(out),
+        "run.device": None if device is None else device.value,
+        "run.seed": seed,
+        "run.resume": resume or None,
+        "federation.nodes": 0 if one_node_per_user else nodes,
+        "data.hold-out-items": hold_out_items,
+    }
+    settings = _settings(config, assignments or [], options)
+
+    from rich.console import Console
+
+    from simulations.results_table import print_cold_user
+    from simulations.simulate import simulate as run_simulation
+
+    notes, console = Console(stderr=True, highlight=False), Console(highlight=False)
+    notes.print(f"run folder: {settings.run.out}", markup=False, soft_wrap=True)
+    result = run_simulation(settings, engine.value, lambda line: notes.print(line, markup=False), baselines=baselines)
+    notes.print(f"report: {Path(settings.run.out) / 'report.html'}", markup=False, soft_wrap=True)
+    print_cold_user(console, result["cold_user"], settings.evaluation.k)
+
+
+@evaluate_app.command()
+def evaluate(
+    model: Annotated[Path, typer.Option(help="Folder of a run.", metavar="RUN")],
+    data: Annotated[Path | None, typer.Option(help="Folder with the data; without it, the generated data.")] = None,
+    protocol: Annotated[Protocol, typer.Option(help="Cold users, or cold items.")] = Protocol.COLD_USER,
+    support: Annotated[str, typer.Option(help="Support set sizes.", metavar="N,N,...")] = "1,3,5,10",
+    order: Annotated[OrderChoice | None, typer.Option(help="Order of histories; without it, every order.")] = None,
+    on_bad_rows: Annotated[str, typer.Option(help="error or skip.", metavar="error|skip")] = "error",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+) -> None:
+    """Evaluate a run on users it has never seen."""
+    from rich.console import Console
+
+    from metarec_shared.files import write_json
+    from simulations.evaluate import evaluate_cold_items, evaluate_cold_users
+    from simulations.results_table import print_cells
+
+    notes, console = Console(stderr=True, highlight=False), Console(highlight=False)
+    sizes = _sizes(support)
+
+    def say(line: str) -> None:
+        notes.print(line, markup=False, soft_wrap=True)
+
+    if protocol is Protocol.COLD_ITEM:
+        figures = evaluate_cold_items(model, data, sizes, on_bad_rows, say)
+    else:
+        figures = evaluate_cold_users(model, data, sizes, None if order is None else order.value, on_bad_rows, say)
+    if json_file is not None:
+        write_json(json_file, figures)
+    print_cells(console, figures["cells"], figures["k"])
+
+
+def _settings(config: Path | None, assignments: list[str], options: dict[str, Any]) -> "Settings":
+    from metarec_shared.settings import Settings, load_toml, parse_assignments
+    from server.federation import default_out
+
+    settings = Settings()
+    if config is not None:
+        settings = settings.with_values(load_toml(config), str(config))
+    settings = settings.with_values(parse_assignments(assignments), "--set")
+    settings = settings.with_values({key: value for key, value in options.items() if value is not None}, "options")
+    if not settings.run.out:
+        settings = replace(settings, run=replace(settings.run, out=default_out()))
+    return settings
+
+
+def _sizes(text: str) -> list[int]:
+    from metarec_shared.errors import SettingsError
+
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise SettingsError(f"--support must be whole numbers from 1, separated by commas, got {text!r}")
+    return sizes

@@ -1,0 +1,170 @@
+"""The evaluation protocols of a result: cold users and cold items, every method on the same tasks.
+
+Nothing here is learned from test users; what is tuned (the baselines) is tuned on validation users.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metarec_shared.checkpoint import Checkpoint
+from metarec_shared.evaluation import Scorer, cold_user_tasks, evaluate, model_scorer
+from metarec_shared.interactions import Interactions
+from metarec_shared.metrics import ranking_metrics
+from metarec_shared.population import Order, Population
+from metarec_shared.split import Role
+from metarec_shared.tasks import Task, TaskBatch, pad
+from simulations.baselines.baseline import Baseline
+from simulations.baselines.ease import tune_ease
+from simulations.baselines.item_knn import tune_item_knn
+from simulations.baselines.popularity import fit_popularity
+
+EASE_REGULARIZATION = tuple(float(value) for value in np.geomspace(50, 20_000, 9).round())
+KNN_NEIGHBOURS = (50, 100, 200, 500)
+KNN_SHRINKAGE = (0.0, 10.0, 100.0)
+
+Methods = Mapping[str, Scorer]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One cell of the cold-user protocol.
+
+    Attributes:
+        order: How a user's interactions are ordered before they are cut into support and query.
+        support: Support items.
+        query: Query items, at most.
+        k: Cut-off of the metrics.
+    """
+
+    order: Order
+    support: int
+    query: int
+    k: int
+
+
+def orders_of(interactions: Interactions) -> tuple[Order, ...]:
+    """Return the orders the data has: without timestamps there is no time order."""
+    return ("random", "time") if interactions.has_time else ("random",)
+
+
+def chance(batch: TaskBatch, items: int) -> Tensor:
+    """Score every item the same: its metrics are those of a random ranking."""
+    return torch.zeros(len(batch), items)
+
+
+def model_methods(checkpoint: Checkpoint, not_adapted: Checkpoint | None) -> dict[str, Scorer]:
+    """Return our model, the same merely read, and the ablation that was trained without an inner loop."""
+    model = checkpoint.model()
+    items = len(model.text)
+    methods = {
+        "metarec": model_scorer(model, adapt=True),
+        "unadapted": model_scorer(model, adapt=False),
+        "chance": lambda batch: chance(batch, items),
+    }
+    if not_adapted is not None:
+        methods["not_adapted"] = model_scorer(not_adapted.model(), adapt=False)
+    return methods
+
+
+def cold_user(population: Population, users: NDArray[np.int64], cell: Cell, methods: Methods) -> dict[str, Any] | None:
+    """Return the figures of every method on the cold-start users among ``users``; None where nobody enters."""
+    tasks = cold_user_tasks(population, users, cell.order, cell.support, cell.query)
+    if not tasks:
+        return None
+    figures = {name: _means(evaluate(scorer, tasks, cell.k)) for name, scorer in methods.items()}
+    return {"support": cell.support, "query": cell.query, "users": len(tasks), **figures}
+
+
+def tuned_baselines(population: Population, items: int, cell: Cell, say: Say) -> dict[str, Scorer]:
+    """Fit the centralized baselines on meta-training users and tune them on validation users."""
+    train = population.interactions.take(population.users(Role.TRAINING))
+    tasks = cold_user_tasks(population, population.users(Role.VALIDATION), cell.order, cell.support, cell.query)
+    popularity = fit_popularity(train, items)
+    if not tasks:
+        say("no validation user is long enough to tune item-kNN and EASE; popularity is the only baseline")
+        return {"popularity": baseline_scorer(popularity)}
+
+    def validate(baseline: Baseline) -> float:
+        return float(evaluate(baseline_scorer(baseline), tasks, cell.k)[f"ndcg@{cell.k}"].mean())
+
+    say(f"tuning item-kNN on {len(tasks)} validation users, {cell.order} order")
+    knn = tune_item_knn(train, items, KNN_NEIGHBOURS, KNN_SHRINKAGE, validate)
+    say(f"tuning EASE on {len(tasks)} validation users, {cell.order} order")
+    ease = tune_ease(train, items, EASE_REGULARIZATION, validate)
+    return {name: baseline_scorer(b) for name, b in (("popularity", popularity), ("item_knn", knn), ("ease", ease))}
+
+
+def baseline_scorer(baseline: Baseline) -> Scorer:
+    """Return a baseline as a scorer of task batches."""
+    return lambda batch: baseline.scores(batch.support, batch.support_mask)
+
+
+def cold_item(
+    checkpoint: Checkpoint, population: Population, users: NDArray[np.int64], support: int, k: int
+) -> dict[str, Any] | None:
+    """Rank the held-out items for users who touched them, by a support set of other items, in random order.
+
+    Args:
+        checkpoint: A model trained without the held-out items.
+        population: Histories over the whole catalogue.
+        users: Whom to evaluate.
+        support: Support items, all known to training.
+        k: Cut-off.
+
+    Returns:
+        The figures; None where no user has both a support set and a held-out item.
+    """
+    held_out = np.ones(len(checkpoint.items.catalogue), dtype=bool)
+    held_out[checkpoint.items.positions] = False
+    tasks = [task for user in users if (task := _cold_item_task(population, int(user), held_out, support)) is not None]
+    if not tasks:
+        return None
+    model = checkpoint.full_model()
+    methods = {"metarec": model_scorer(model, adapt=True), "unadapted": model_scorer(model, adapt=False)}
+    methods |= {"text_knn": text_knn(checkpoint.text), "chance": lambda batch: chance(batch, len(held_out))}
+    excluded = torch.from_numpy(~held_out)
+    figures = {name: _means(_rank_among(scorer, tasks, excluded, k)) for name, scorer in methods.items()}
+    return {"support": support, "items": int(held_out.sum()), "users": len(tasks), **figures}
+
+
+def text_knn(text: Tensor) -> Scorer:
+    """Score items by the mean cosine similarity of their text to the support items' text."""
+
+    def score(batch: TaskBatch) -> Tensor:
+        mask = batch.support_mask.float()
+        profile = torch.einsum("us,usd->ud", mask / mask.sum(dim=1, keepdim=True).clamp(min=1), text[batch.support])
+        return profile @ text.T
+
+    return score
+
+
+def _cold_item_task(population: Population, user: int, held_out: NDArray[np.bool_], support: int) -> Task | None:
+    whole = population.evaluation_task(user, "random", int(population.interactions.lengths[user]), 0)
+    hidden = held_out[whole.support]
+    if not hidden.any() or hidden.all():
+        return None
+    known = np.flatnonzero(~hidden)[:support]
+    return Task(
+        support=whole.support[known],
+        support_mask=np.ones(len(known), dtype=bool),
+        feedback=whole.feedback[known],
+        query=whole.support[hidden],
+    )
+
+
+def _rank_among(scorer: Scorer, tasks: Sequence[Task], excluded: Tensor, k: int) -> dict[str, Tensor]:
+    batch = pad(tasks)
+    with torch.no_grad():
+        scores = scorer(batch)
+    return ranking_metrics(scores, excluded.expand(scores.shape), batch.query, batch.query_mask, k)
+
+
+def _means(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: float(values.nanmean()) for name, values in metrics.items()}

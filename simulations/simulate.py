@@ -1,0 +1,166 @@
+"""A simulation from data to result: meta-train, train the ablation, evaluate, report."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+
+from client.recommend import Item, Profile, recommend
+from metarec_shared.checkpoint import Checkpoint, load_checkpoint
+from metarec_shared.dataset import Dataset
+from metarec_shared.device import resolve_device
+from metarec_shared.errors import CheckpointError
+from metarec_shared.files import write_json, write_text
+from metarec_shared.fingerprint import data_fingerprint
+from metarec_shared.model_card import model_card
+from metarec_shared.population import Population
+from metarec_shared.settings import Settings
+from metarec_shared.sources import load_dataset, load_training_dataset
+from metarec_shared.split import Role
+from server.federation import TRAINING_FILE
+from server.resume import RESUME_FILE
+from simulations.engines import ENGINES
+from simulations.protocols import Cell, Say, cold_item, cold_user, model_methods, orders_of, tuned_baselines
+from simulations.report import SampleRecommendation, write_report
+
+RESULT_FILE = "result.json"
+ABLATION_FOLDER = "not_adapted"
+SAMPLE_USERS = 3
+
+
+def simulate(settings: Settings, engine: str, say: Say, *, baselines: bool = True) -> dict[str, Any]:
+    """Run a whole simulation and leave everything in ``run.out``.
+
+    Args:
+        settings: The run's settings, ``run.out`` set.
+        engine: Name of an engine in ``ENGINES``.
+        say: Told, in a line each, what happens next.
+        baselines: Whether to train the ablation without inner loop and fit the centralized baselines.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        MetaRecError: The data, the settings or the nodes do not allow the run.
+    """
+    folder = Path(settings.run.out)
+    dataset = load_dataset(settings)
+    for problem in dataset.problems:
+        say(f"warning: {problem}")
+    say(f"meta-training on {_sizes(dataset)}")
+    ENGINES[engine](settings)
+    ablation = None
+    if baselines and settings.adaptation.steps:
+        say("training the same model without an inner loop (not_adapted)")
+        ENGINES[engine](_ablation_settings(settings))
+        ablation = load_checkpoint(folder / ABLATION_FOLDER)
+    checkpoint = load_checkpoint(folder)
+    result = _describe(settings, engine, dataset, folder)
+    result |= evaluate_run(settings, checkpoint, ablation, say, baselines=baselines)
+    write_json(folder / RESULT_FILE, result)
+    write_text(folder / "README.md", model_card(result, json.loads(settings.to_json())))
+    write_report(folder, sample_recommendations(settings, checkpoint))
+    return result
+
+
+def read_result(run: Path) -> dict[str, Any]:
+    """Read a run's result.json.
+
+    Raises:
+        CheckpointError: It is missing or damaged: the run is not finished.
+    """
+    path = run / RESULT_FILE
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read; wanted the folder of a finished run: {error}") from error
+    return result
+
+
+def evaluate_run(
+    settings: Settings, checkpoint: Checkpoint, ablation: Checkpoint | None, say: Say, *, baselines: bool
+) -> dict[str, Any]:
+    """Evaluate a run on its test users: cold users in every order, cold items where items were held out."""
+    dataset = load_training_dataset(settings)
+    population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
+    users = population.users(Role.TEST)
+    sizes = settings.evaluation
+    result: dict[str, Any] = {"cold_user": {"random": None, "time": None}, "cold_item": None}
+    for order in orders_of(dataset.interactions):
+        cell = Cell(order=order, support=sizes.support, query=sizes.query, k=sizes.k)
+        methods = model_methods(checkpoint, ablation)
+        if baselines:
+            methods |= tuned_baselines(population, len(dataset.catalogue), cell, say)
+        say(f"evaluating {len(users)} test users, {order} order")
+        result["cold_user"][order] = cold_user(population, users, cell, methods)
+    if settings.data.hold_out_items:
+        whole = load_dataset(settings)
+        everything = Population.of(whole.interactions, checkpoint.rating_scale, settings.run.seed)
+        result["cold_item"] = cold_item(checkpoint, everything, users, sizes.support, sizes.k)
+    return result
+
+
+def sample_recommendations(settings: Settings, checkpoint: Checkpoint) -> list[SampleRecommendation]:
+    """Recommend for the first test users with enough history, for people to look at."""
+    dataset = load_training_dataset(settings)
+    population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
+    support = settings.evaluation.support
+    users = population.users(Role.TEST, shortest=support)[:SAMPLE_USERS]
+    model, catalogue = checkpoint.model(), checkpoint.items.known
+    samples = []
+    for user in users:
+        task = population.evaluation_task(int(user), "random", support, 0)
+        profile = Profile(
+            items=[Item(position=int(p), feedback=int(f)) for p, f in zip(task.support, task.feedback, strict=True)]
+        )
+        ranked = recommend(model, profile, 10)
+        samples.append(
+            SampleRecommendation(
+                support=[(catalogue.titles[p], _rating(dataset, int(user), int(p))) for p in task.support],
+                recommended=[(catalogue.titles[p], score) for p, score in ranked],
+            )
+        )
+    return samples
+
+
+def _rating(dataset: Dataset, user: int, item: int) -> float | None:
+    histories = dataset.interactions
+    start = histories.offsets[user]
+    value = float(histories.ratings[start + int((histories.history(user) == item).argmax())])
+    return None if value != value else value  # NaN: no rating
+
+
+def _ablation_settings(settings: Settings) -> Settings:
+    folder = Path(settings.run.out) / ABLATION_FOLDER
+    resume = (folder / RESUME_FILE).exists()
+    return replace(
+        settings,
+        run=replace(settings.run, out=str(folder), resume=resume),
+        adaptation=replace(settings.adaptation, steps=0),
+    )
+
+
+def _describe(settings: Settings, engine: str, dataset: Dataset, folder: Path) -> dict[str, Any]:
+    training = json.loads((folder / TRAINING_FILE).read_text(encoding="utf-8"))
+    return {
+        "dataset": {
+            "name": dataset.name,
+            "users": len(dataset.interactions),
+            "items": len(dataset.catalogue),
+            "interactions": len(dataset.interactions.items),
+            "fingerprint": data_fingerprint(dataset),
+        },
+        "seed": settings.run.seed,
+        "engine": engine,
+        "device": str(resolve_device(settings.run.device)),
+        **training,
+        "privacy": None,
+    }
+
+
+def _sizes(dataset: Dataset) -> str:
+    return (
+        f"{dataset.name}: {len(dataset.interactions):,} users, {len(dataset.catalogue):,} items, "
+        f"{len(dataset.interactions.items):,} interactions"
+    )
