@@ -12,9 +12,8 @@ from metarec_shared.errors import DataError
 from metarec_shared.partition import Partition, partition_users
 from metarec_shared.population import Population
 from metarec_shared.settings import Settings
-from metarec_shared.sources import load_training_dataset
+from metarec_shared.sources import load_catalogue, load_training_dataset, training_items
 from metarec_shared.text import text_features
-from metarec_shared.sources import load_catalogue, training_items
 
 NodeConfig = Mapping[str, bool | int | float | str]
 

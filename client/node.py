@@ -31,7 +31,8 @@ class Node:
     def users_in(self, role: Role, shortest: int = SHORTEST_HISTORY) -> NDArray[np.int64]:
         """Return the node's users in ``role`` with a history of at least ``shortest``."""
         long_enough = self.population.interactions.lengths[self.users] >= shortest
-        return self.users[long_enough & (self.population.roles[self.users] == role)]
+        chosen: NDArray[np.int64] = self.users[long_enough & (self.population.roles[self.users] == role)]
+        return chosen
 
     def draw(self, request: TrainRequest) -> NDArray[np.int64]:
         """Draw the meta-training users that take part in a round: each by a coin of its own (Poisson sampling)."""
@@ -40,7 +41,8 @@ class Node:
             return users
         population = self.population
         coins = uniforms(population.keys[users], population.seed, "sampling", request.round_number)
-        return users[coins < request.sampling_rate]
+        drawn: NDArray[np.int64] = users[coins < request.sampling_rate]
+        return drawn
 
 
 def enroll(nodes: list[Node], catalogue_size: int) -> Enrollment:

@@ -62,12 +62,12 @@ class Start(NamedTuple):
 def support_loss(scores: Float[Tensor, "users items"], tasks: TaskBatch) -> Float[Tensor, " users"]:
     """Return each user's mean cross-entropy of the support items, 0 for an empty support set."""
     log_probabilities = F.log_softmax(scores, dim=-1).gather(1, tasks.support)
-    return -(log_probabilities * support_weights(tasks)).sum(dim=1)
+    return -(log_probabilities * support_weights(tasks, scores.dtype)).sum(dim=1)
 
 
-def support_weights(tasks: TaskBatch) -> Float[Tensor, "users support"]:
+def support_weights(tasks: TaskBatch, dtype: torch.dtype) -> Float[Tensor, "users support"]:
     """Return the weight of each support item in its user's loss: 1 / support size, 0 for padding."""
-    mask = tasks.support_mask.float()
+    mask = tasks.support_mask.to(dtype)
     return mask / mask.sum(dim=1, keepdim=True).clamp(min=1.0)
 
 
@@ -115,7 +115,8 @@ class Adaptation(nn.Module):
 
     def support_gradient(self, context: Context, state: State, scores: Scores) -> State:
         """Return the gradient of each user's support loss with respect to that user's state."""
-        return grad(lambda s: support_loss(scores(s), context.tasks).sum())(state)
+        gradient: State = grad(lambda s: support_loss(scores(s), context.tasks).sum())(state)
+        return gradient
 
 
 class UserVector(Adaptation):
@@ -138,7 +139,7 @@ class UserVector(Adaptation):
     def support_gradient(self, context: Context, state: State, scores: Scores) -> State:
         """Return the gradient in closed form, (softmax(h E' + b) - target) E: no graph of a graph is needed."""
         _, tasks, E, _ = context
-        weights = support_weights(tasks)
+        weights = support_weights(tasks, E.dtype)
         target = torch.einsum("us,usd->ud", weights, E[tasks.support])
         expected = F.softmax(scores(state), dim=-1) @ E
         return {"user_vector": expected * weights.sum(dim=1, keepdim=True) - target}
@@ -185,7 +186,7 @@ class LowRank(Adaptation):
         """Start from the body's own weights."""
         body = dict(context.model.named_parameters())
         adapted = [name for name in body if name.startswith("encoder.") and _is_attention_projection(name)]
-        initial = {f"{name}.down": self.down for name in adapted}
+        initial: State = {f"{name}.down": self.down for name in adapted}
         initial |= {f"{name}.up": torch.zeros_like(self.down).T for name in adapted}
 
         def weights(state: State) -> State:
@@ -204,7 +205,7 @@ class Everything(Adaptation):
 
     def start(self, context: Context) -> Start:
         """Start from a copy of the whole meta-initialization for every user."""
-        parameters = {n: p for n, p in context.model.named_parameters() if not n.startswith("adaptation.")}
+        parameters: State = {n: p for n, p in context.model.named_parameters() if not n.startswith("adaptation.")}
         return _start_with_own_parameters(context, parameters, lambda state: state)
 
 
@@ -214,10 +215,12 @@ def _start_with_own_parameters(context: Context, initial: State, parameters: Cal
 
     def scores_of_one(state: State, task: dict[str, Tensor]) -> Tensor:
         batch = TaskBatch(**{name: value[None] for name, value in task.items()})
-        return functional_call(model, parameters(state), (batch, id_mask), {"adapt": False})[0]
+        scored: Tensor = functional_call(model, parameters(state), (batch, id_mask), {"adapt": False})
+        return scored[0]
 
     def scores(state: State) -> Tensor:
-        return vmap(scores_of_one, chunk_size=USERS_AT_ONCE)(state, tasks.tensors())
+        scored: Tensor = vmap(scores_of_one, chunk_size=USERS_AT_ONCE)(state, tasks.tensors())
+        return scored
 
     return Start(_copies(initial, len(tasks)), scores)
 

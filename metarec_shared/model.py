@@ -56,7 +56,7 @@ class BertRecommender(nn.Module):
                 intermediate_size=model.intermediate,
                 hidden_dropout_prob=0.0,
                 attention_probs_dropout_prob=0.0,
-                attn_implementation="eager",
+                attn_implementation="eager",  # type: ignore[call-arg]
             ),
             add_pooling_layer=False,
         )
@@ -77,11 +77,11 @@ class BertRecommender(nn.Module):
         inputs = E[tasks.support]
         if tasks.dropout is not None:
             inputs = inputs * tasks.dropout[:, :-1]
-        state = self.encoder.get_input_embeddings().weight.expand(users, 1, -1)
+        state = self.encoder.embeddings.word_embeddings.weight.expand(users, 1, -1)
         zeros = tasks.support.new_zeros(users, 1)
         feedback = tasks.feedback if self.uses_feedback else torch.zeros_like(tasks.feedback)
         visible = torch.cat([torch.ones_like(zeros, dtype=torch.bool), tasks.support_mask], dim=1)
-        encoded = self.encoder(
+        encoded: Tensor = self.encoder(
             inputs_embeds=torch.cat([state, inputs], dim=1),
             token_type_ids=torch.cat([zeros, feedback], dim=1),
             position_ids=zeros.expand(users, 1 + support),

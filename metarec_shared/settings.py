@@ -279,7 +279,7 @@ def _check_together(settings: Settings, source: str) -> None:
         )
     if data.rating_high < data.rating_low:
         raise SettingsError(
-            f"{source}: data.rating-high must not be below data.rating-low, got {data.rating_high} and {data.rating_low}"
+            f"{source}: data.rating-high must not be below data.rating-low ({data.rating_low}), got {data.rating_high}"
         )
 
 

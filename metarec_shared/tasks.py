@@ -114,7 +114,7 @@ def draw_training_task(
     dropout = None
     if settings.feature_dropout:
         kept = rng.random((size + 1, width), dtype=np.float32) >= settings.feature_dropout
-        dropout = kept / np.float32(1 - settings.feature_dropout)
+        dropout = (kept / (1 - settings.feature_dropout)).astype(np.float32)
     return Task(
         support=items[support],
         support_mask=rng.random(size) >= settings.support_dropout,

@@ -6,11 +6,12 @@ up, "names" (a ConfigRecord) where an answer carries text, "parameters" (an Arra
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
 
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import WireError
@@ -63,7 +64,7 @@ def unpack_request(kind: type[RequestT], content: RecordDict) -> RequestT:
     Raises:
         WireError: A value is missing or of the wrong type.
     """
-    values = dict(_record(content, "request", ConfigRecord))
+    values: dict[str, Any] = dict(_record(content, "request", ConfigRecord))
     for key in fields(kind):
         if type(values.get(key.name)) not in _SCALARS.get(key.name, (str,)):
             raise WireError(f"{kind.__name__}.{key.name} is missing or mistyped, got {values.get(key.name)!r}")
@@ -111,26 +112,26 @@ def unpack_enrollment(content: RecordDict, items: int) -> Enrollment:
         WireError: It is not an enrolment over ``items`` items.
     """
     numbers = _record(content, "numbers", MetricRecord)
-    names = _record(content, "names", ConfigRecord)
-    counts = _item_counts(content, items)
-    try:
-        rows = zip(
-            numbers["node_ids"], names["names"], numbers["training_users"], numbers["validation_users"], strict=True
+    names = _record(content, "names", ConfigRecord).get("names")
+    columns = [names, *(numbers.get(name) for name in ("node_ids", "training_users", "validation_users"))]
+    scale = numbers.get("rating_scale")
+    if not all(isinstance(column, list) and len(column) == len(names or ()) for column in columns):  # type: ignore[arg-type]
+        raise WireError("an enrolment must name its nodes and give an id and two counts for each")
+    if not isinstance(scale, list) or len(scale) not in (0, 2):
+        raise WireError(f"the rating scale of an enrolment must be empty or two numbers, got {scale!r}")
+    nodes = tuple(
+        NodeSummary(
+            node_id=int(node_id), name=str(name), training_users=int(training), validation_users=int(validation)
         )
-        nodes = tuple(
-            NodeSummary(node_id=int(i), name=str(n), training_users=int(t), validation_users=int(v))
-            for i, n, t, v in rows
-        )
-        scale = [float(bound) for bound in numbers["rating_scale"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise WireError(f"an enrolment lacks its list of nodes: {error}") from error
-    rating_scale = RatingScale(low=scale[0], high=scale[1]) if len(scale) == 2 else None
-    return Enrollment(nodes=nodes, item_counts=counts, rating_scale=rating_scale)
+        for name, node_id, training, validation in zip(*cast("list[list[Any]]", columns), strict=True)
+    )
+    rating_scale = RatingScale(low=float(scale[0]), high=float(scale[1])) if scale else None
+    return Enrollment(nodes=nodes, item_counts=_item_counts(content, items), rating_scale=rating_scale)
 
 
-def _item_counts(content: RecordDict, items: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _item_counts(content: RecordDict, items: int) -> NDArray[np.int64]:
     record = _record(content, "arrays", ArrayRecord)
-    counts = record["item_counts"].numpy() if "item_counts" in record else np.empty(0)
+    counts: NDArray[np.int64] = record["item_counts"].numpy() if "item_counts" in record else np.empty(0, np.int64)
     if counts.shape != (items,) or counts.dtype != np.int64 or (counts < 0).any():
         raise WireError(f"item_counts must be {items} counts, got {counts.dtype} of shape {counts.shape}")
     return counts
@@ -138,8 +139,8 @@ def _item_counts(content: RecordDict, items: int) -> np.ndarray[Any, np.dtype[np
 
 def pack_meta_update(update: MetaUpdate) -> RecordDict:
     """Return the content of a node's answer."""
-    numbers = {"weight": update.weight, "loss": update.loss, "users": update.users, "nodes": update.nodes}
-    return RecordDict({"arrays": pack_parameters(update.gradients), "numbers": MetricRecord(numbers)})
+    numbers = MetricRecord({"weight": update.weight, "loss": update.loss, "users": update.users, "nodes": update.nodes})
+    return RecordDict({"arrays": pack_parameters(update.gradients), "numbers": numbers})
 
 
 def unpack_meta_update(content: RecordDict, like: Mapping[str, torch.Tensor]) -> MetaUpdate:

@@ -99,7 +99,7 @@ def enroll_nodes(grid: Grid, settings: Settings, items: TrainingItems) -> Roster
     nodes = wait_for_nodes(grid, limits.min_nodes, limits.round_timeout)
     if len(nodes) < limits.min_nodes:
         raise FederationError(
-            f"{len(nodes)} nodes connected within {limits.round_timeout:g} s; federation.min-nodes is {limits.min_nodes}"
+            f"{len(nodes)} nodes connected within {limits.round_timeout:g} s; federation.min-nodes: {limits.min_nodes}"
         )
     request = wire.pack_request(EnrollmentRequest(catalogue=items.known.fingerprint))
     answers: list[Enrollment] = []

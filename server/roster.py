@@ -91,5 +91,5 @@ class Roster:
 
     def log_popularity(self) -> NDArray[np.float32]:
         """Return the logarithm of each item's smoothed share of interactions, where the score bias starts."""
-        counts = self.item_counts + 1.0
-        return np.log(counts / counts.sum()).astype(np.float32)
+        counts = self.item_counts.astype(np.float64) + 1.0
+        return np.asarray(np.log(counts / counts.sum()), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The commands ``metarec simulate`` and ``metarec evaluate``. What takes long to import is imported where it is used."""
+"""The commands ``metarec simulate`` and ``metarec evaluate``; heavy imports stand where they are used."""
 
 from dataclasses import replace
 from enum import StrEnum

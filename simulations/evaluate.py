@@ -117,7 +117,8 @@ def _data_settings(checkpoint: Checkpoint, data: Path | None, on_bad_rows: str) 
 
 
 def _is_own(run: Path, dataset: Dataset) -> bool:
-    return read_result(run)["dataset"]["fingerprint"] == data_fingerprint(dataset)
+    fingerprint: str = read_result(run)["dataset"]["fingerprint"]
+    return fingerprint == data_fingerprint(dataset)
 
 
 def _subject(run: Path, checkpoint: Checkpoint, settings: Settings, say: Say) -> _Subject:
@@ -127,9 +128,7 @@ def _subject(run: Path, checkpoint: Checkpoint, settings: Settings, say: Say) ->
         users = population.users(Role.TEST)
         say(f"the run's own data: evaluating its {len(users)} test users, never seen in meta-training")
         methods = model_methods(checkpoint, None)
-        return _Subject(
-            population=population, users=users, methods=methods, items=len(dataset.catalogue), own=True
-        )
+        return _Subject(population=population, users=users, methods=methods, items=len(dataset.catalogue), own=True)
     return _other_data(checkpoint, settings, say)
 
 
@@ -142,9 +141,7 @@ def _other_data(checkpoint: Checkpoint, settings: Settings, say: Say) -> _Subjec
     here, there = (np.array(column, dtype=np.int64) for column in (zip(*shared, strict=True) if shared else ([], [])))
     features = text_features(dataset.catalogue, settings.text, seed=settings.run.seed)
     if features.encoder != checkpoint.text_encoder:
-        raise MetaRecError(
-            f"the run's text encoder was {checkpoint.text_encoder}; here it would be {features.encoder}"
-        )
+        raise MetaRecError(f"the run's text encoder was {checkpoint.text_encoder}; here it would be {features.encoder}")
     model = checkpoint.transferred(features.vectors, here, there)
     population = Population.of(dataset.interactions, dataset.rating_scale, settings.run.seed)
     users = population.users(None)

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-
 from client.recommend import Item, Profile, recommend
 from metarec_shared.checkpoint import Checkpoint, load_checkpoint
 from metarec_shared.dataset import Dataset

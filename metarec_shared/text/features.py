@@ -1,0 +1,82 @@
+"""A vector for each item of a catalogue, computed once and then read from a cache."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from metarec_shared.catalogue import Catalogue
+from metarec_shared.errors import SettingsError
+from metarec_shared.settings import TextSettings
+from metarec_shared.text import builtin, cache, pretrained
+from metarec_shared.text.sources import BUILTIN, Source, choose_source
+
+# Part of every fingerprint: raise it whenever the same text and the same encoder give other vectors than before.
+VERSION = 1
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextFeatures:
+    """Text vectors of a catalogue.
+
+    Attributes:
+        vectors: One vector an item, of length 1, float32.
+        encoder: Which encoder made them: ``"name@revision"`` of a hub model, ``"directory:name"`` or ``"builtin"``.
+        fingerprint: Hash of what went in: the catalogue, the encoder and the settings that matter. Equal fingerprints
+            mean equal vectors up to rounding, which differs between processors.
+    """
+
+    vectors: Float[Tensor, "items width"]
+    encoder: str
+    fingerprint: str
+
+
+def text_features(
+    catalogue: Catalogue, settings: TextSettings, *, seed: int = 0, progress: bool = False
+) -> TextFeatures:
+    """Encode the text of every item, or read the vectors from the cache where they were computed before.
+
+    Args:
+        catalogue: The public catalogue.
+        settings: Which encoder, and how it reads.
+        seed: Seed of the built-in encoder's training; pre-trained encoders draw nothing.
+        progress: Whether to show a progress bar where it takes long.
+
+    Raises:
+        SettingsError: The encoder that the settings name cannot be loaded.
+    """
+    source = choose_source(settings)
+    try:
+        return _features(catalogue, settings, source, seed, progress)
+    except SettingsError as error:
+        if settings.encoder != "auto":
+            raise
+        logger.info("the built-in text encoder takes the place of %s: %s", source.label, error)
+        return _features(catalogue, settings, BUILTIN, seed, progress)
+
+
+def _features(
+    catalogue: Catalogue, settings: TextSettings, source: Source, seed: int, progress: bool
+) -> TextFeatures:
+    fingerprint = _fingerprint(catalogue, settings, source, seed)
+    vectors = cache.read_vectors(fingerprint, len(catalogue))
+    if vectors is None:
+        if source.kind == "builtin":
+            vectors = builtin.encode(catalogue.texts, settings, seed=seed, progress=progress)
+        else:
+            vectors = pretrained.encode(catalogue.texts, source, settings, progress=progress)
+        cache.write_vectors(fingerprint, vectors, encoder=source.label)
+    return TextFeatures(vectors=vectors, encoder=source.label, fingerprint=fingerprint)
+
+
+def _fingerprint(catalogue: Catalogue, settings: TextSettings, source: Source, seed: int) -> str:
+    parts = [VERSION, catalogue.fingerprint, source.kind, source.identity, settings.max_tokens]
+    if source.kind == "builtin":
+        parts += [seed, settings.builtin_width, settings.builtin_layers]
+        parts += [settings.builtin_vocabulary, settings.builtin_steps]
+    label = "\x1f".join(str(part) for part in parts)
+    return hashlib.blake2b(label.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,336 @@
+"""Whole rounds through the in-process grid with the real ServerApp and ClientApp."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, Error, Message, RecordDict
+
+from client.app import app as client_app
+from client.data_source import load_learner, load_partition, load_population
+from client.meta_update import meta_update
+from client.node import Node
+from metarec_shared import wire
+from metarec_shared.checkpoint import load_checkpoint
+from metarec_shared.errors import CheckpointError, FederationError
+from metarec_shared.exchange import TrainRequest
+from metarec_shared.meta_gradient import per_user_meta_gradients
+from metarec_shared.settings import Settings
+from metarec_shared.split import Role
+from metarec_shared.tasks import pad
+from server.app import app as server_app
+from server.federation import TRAINING_FILE, enroll_nodes, initial_parameters
+from server.outer_optimizer import OuterOptimizer
+from server.recorder import read_metrics
+from server.resume import RESUME_FILE
+from simulations.engines import simulated_node, simulated_nodes
+from simulations.grid import InProcessGrid
+from tests.small import small_settings
+
+
+def make_grid(settings: Settings, *, fold: bool = True, kind: type[InProcessGrid] = InProcessGrid) -> InProcessGrid:
+    nodes = simulated_nodes(settings)
+    return kind(load_learner(settings), nodes, lambda node_id: simulated_node(settings, nodes, node_id), fold=fold)
+
+
+def run(settings: Settings, grid: InProcessGrid | None = None) -> None:
+    grid = grid or make_grid(settings)
+    server_app(
+        grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=settings.flat())
+    )
+
+
+def parameters_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder).parameters
+
+
+def assert_same(left: Path, right: Path, atol: float = 0.0) -> None:
+    there = parameters_of(right)
+    for name, value in parameters_of(left).items():
+        torch.testing.assert_close(there[name], value, atol=atol, rtol=0.0, msg=name)
+
+
+def test_a_federation_learns_and_leaves_a_loadable_run(tmp_path: Path) -> None:
+    settings = small_settings(run__out=str(tmp_path / "run"), federation__rounds=30)
+    run(settings)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["round"] for line in lines] == list(range(1, 31))
+    first, last = (np.mean([line["train_loss"] for line in part]) for part in (lines[:5], lines[-5:]))
+    assert last < first - 0.1
+    training = json.loads((tmp_path / "run" / TRAINING_FILE).read_text())
+    checkpoint = load_checkpoint(tmp_path / "run")
+    assert checkpoint.round_number == training["best_round"]
+    best = max(line["validation_ndcg@10"] for line in lines if "validation_ndcg@10" in line)
+    assert checkpoint.validation == pytest.approx(best)
+    assert training["parameters"] == sum(p.numel() for p in checkpoint.model().parameters())
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    assert "metarec recommend" in (tmp_path / "run" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("weighting", ["users", "nodes"])
+def test_one_round_over_four_uneven_nodes_is_one_centralized_outer_step(tmp_path: Path, weighting: str) -> None:
+    settings = small_settings(
+        run__out=str(tmp_path / "run"),
+        federation__rounds=1,
+        federation__nodes=4,
+        federation__partition="skewed",
+        federation__cohort=1000,
+        federation__weighting=weighting,
+    )
+    run(settings)
+    partition, population, learner = load_partition(settings, 4), load_population(settings), load_learner(settings)
+    assert len({len(partition.of(node)) for node in range(4)}) > 1
+    roster = enroll_nodes(make_grid(settings), settings, _training_items(settings))
+    initial = initial_parameters(settings, _training_items(settings), _features(settings), roster)
+    learner.load(initial)
+    total = {name: torch.zeros_like(value) for name, value in initial.items()}
+    weight = 0.0
+    for node in range(4):
+        users = [u for u in partition.of(node) if population.roles[u] == Role.TRAINING]
+        tasks = [population.training_task(int(u), 1, settings.tasks, settings.model.width) for u in users]
+        each = per_user_meta_gradients(learner.model, pad(tasks)).gradients
+        share = 1.0 if weighting == "users" else 1.0 / len(users)
+        weight += share * len(users)
+        total = {name: value + share * each[name].sum(0) for name, value in total.items()}
+    optimizer = OuterOptimizer(settings.outer, initial, settings.federation.rounds)
+    optimizer.step({name: value / weight for name, value in total.items()}, 1)
+    trained = parameters_of(tmp_path / "run")
+    for name, value in optimizer.parameters.items():
+        torch.testing.assert_close(trained[name], value, atol=1e-5, rtol=0.0, msg=name)
+
+
+def test_folded_replies_give_the_same_run_as_single_ones(tmp_path: Path) -> None:
+    folders = {}
+    for fold in (True, False):
+        folders[fold] = tmp_path / str(fold)
+        settings = small_settings(run__out=str(folders[fold]), outer__optimizer="sgd", outer__learning_rate=0.1)
+        run(settings, make_grid(settings, fold=fold))
+    assert_same(folders[True], folders[False], atol=1e-5)
+    folded, single = (read_metrics(folder / "metrics.jsonl") for folder in folders.values())
+    for left, right in zip(folded, single, strict=True):
+        for name in ("users", "nodes", "bytes_down", "bytes_up", "failures"):
+            assert left[name] == right[name], name
+        assert left["train_loss"] == pytest.approx(right["train_loss"], rel=1e-5)
+
+
+def test_the_partition_does_not_change_who_learns_what(tmp_path: Path) -> None:
+    """Every user in every round: one node a user, four uneven nodes and one site are the same computation."""
+    folders = []
+    for nodes, partition in ((0, "even"), (4, "skewed"), (1, "even")):
+        folders.append(tmp_path / f"{nodes}")
+        run(
+            small_settings(
+                run__out=str(folders[-1]),
+                federation__nodes=nodes,
+                federation__partition=partition,
+                federation__cohort=1000,
+                outer__optimizer="sgd",
+            )
+        )
+    assert_same(folders[0], folders[1], atol=1e-5)
+    assert_same(folders[0], folders[2], atol=1e-5)
+
+
+def test_the_client_app_answers_as_the_vectorized_computation_does(tmp_path: Path) -> None:
+    settings = small_settings(run__out=str(tmp_path))
+    learner, grid = load_learner(settings), make_grid(settings)
+    parameters = {name: value.detach().clone() for name, value in learner.model.named_parameters()}
+    request = TrainRequest(round_number=3, sampling_rate=1.0, catalogue=learner.catalogue)
+    content = wire.pack_request(request, wire.pack_parameters(parameters))
+    nodes = [simulated_node(settings, 60, node_id) for node_id in range(1, 61)]
+    together = meta_update(learner, parameters, nodes, request)
+    total, users = {name: torch.zeros_like(value) for name, value in parameters.items()}, 0
+    for node in nodes:
+        context = Context(
+            run_id=1,
+            node_id=node.node_id,
+            node_config={"partition-id": node.node_id - 1, "num-partitions": 60},
+            state=RecordDict(),
+            run_config=settings.flat(),
+        )
+        message = Message(content, node.node_id, "train")
+        update = wire.unpack_meta_update(client_app(message, context).content, parameters)
+        total = {name: value + update.gradients[name] for name, value in total.items()}
+        users += update.users
+    assert users == together.users > 0
+    assert list(grid.get_node_ids()) == list(range(1, 61))
+    for name, value in total.items():
+        torch.testing.assert_close(together.gradients[name], value, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(small_settings(run__out=str(tmp_path / name), run__seed=seed))
+    assert_same(tmp_path / "a", tmp_path / "b")
+    assert not torch.equal(parameters_of(tmp_path / "a")["head.weight"], parameters_of(tmp_path / "c")["head.weight"])
+
+
+class StoppingGrid(InProcessGrid):
+    """Breaks off in the middle of a round, as a killed process does."""
+
+    pushes_left = 6
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        if self.pushes_left == 0:
+            raise KeyboardInterrupt
+        self.pushes_left -= 1
+        return super().push_messages(messages)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+def test_a_run_broken_off_and_resumed_ends_bit_for_bit_like_one_never_stopped(tmp_path: Path, optimizer: str) -> None:
+    values = {"federation__rounds": 7, "outer__optimizer": optimizer, "federation__checkpoint_every": 2}
+    run(small_settings(run__out=str(tmp_path / "whole"), **values))
+    broken = small_settings(run__out=str(tmp_path / "broken"), **values)
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, make_grid(broken, kind=StoppingGrid))
+    assert len(read_metrics(tmp_path / "broken" / "metrics.jsonl")) < 7
+    run(replace(broken, run=replace(broken.run, resume=True)))
+    assert_same(tmp_path / "whole", tmp_path / "broken")
+    whole, resumed = ((tmp_path / name / RESUME_FILE).read_bytes() for name in ("whole", "broken"))
+    assert len(whole) == len(resumed)
+    metrics = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "broken")]
+    for left, right in zip(*metrics, strict=True):
+        assert {**left, "seconds": 0} == {**right, "seconds": 0}
+
+
+def test_early_stopping_keeps_the_best_round_and_ends_the_run(tmp_path: Path) -> None:
+    settings = small_settings(
+        run__out=str(tmp_path / "run"),
+        federation__rounds=60,
+        federation__evaluate_every=1,
+        federation__patience=3,
+        outer__learning_rate=0.0,
+    )
+    run(settings)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert len(lines) == 4
+    assert load_checkpoint(tmp_path / "run").round_number == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"outer__learning_rate": 0.5}, "outer.learning-rate was 0.003, is 0.5"),
+        ({"generator__seed": 5}, "the settings the run was made with: generator.seed was 0, is 5"),
+    ],
+)
+def test_resume_refuses_other_settings(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    run(small_settings(run__out=str(tmp_path), federation__rounds=2))
+    other = small_settings(run__out=str(tmp_path), federation__rounds=2, run__resume=True, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        run(other)
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    settings = small_settings(run__out=str(tmp_path), federation__rounds=1)
+    run(settings)
+    with pytest.raises(CheckpointError, match="already holds a run; go on with --resume"):
+        run(settings)
+
+
+def test_resume_without_a_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no run to resume"):
+        run(small_settings(run__out=str(tmp_path / "nothing"), run__resume=True))
+
+
+def failing(should_fail: Callable[[int], bool], what: str) -> type[InProcessGrid]:
+    """Return a grid whose nodes fail, hang or answer garbage from the first training round on."""
+
+    class FailingGrid(InProcessGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            replies = []
+            for reply in super().pull_messages(message_ids):
+                node = reply.metadata.src_node_id
+                if reply.metadata.message_type != "train" or not should_fail(node):
+                    replies.append(reply)
+                elif what == "error":
+                    replies.append(Message(Error(code=1, reason="disk full"), reply_to=_question(reply)))
+                elif what == "garbage":
+                    reply.content["arrays"] = wire.pack_parameters({"nonsense": torch.zeros(2)})
+                    replies.append(reply)
+                elif what == "nan":
+                    arrays = wire.unpack_parameters(reply.content.array_records["arrays"])
+                    arrays["head.bias"] = torch.full_like(arrays["head.bias"], torch.nan)
+                    reply.content["arrays"] = wire.pack_parameters(arrays)
+                    replies.append(reply)
+            return replies
+
+    return FailingGrid
+
+
+def _question(reply: Message) -> Message:
+    question = Message(RecordDict(), reply.metadata.src_node_id, reply.metadata.message_type)
+    question.metadata.__dict__["_message_id"] = reply.metadata.reply_to_message_id
+    return question
+
+
+@pytest.mark.parametrize("what", ["error", "garbage", "nan", "silence"])
+def test_single_nodes_that_fail_are_counted_and_the_run_goes_on(
+    tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = small_settings(run__out=str(tmp_path), federation__round_timeout=0.5, federation__rounds=2)
+    grid = make_grid(settings, fold=False, kind=failing(lambda node: node % 4 == 0, what))
+    run(settings, grid)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert len(lines) == 2
+    assert sum(line["failures"] for line in lines) > 0
+    assert all(line["failures"] + line["nodes"] == 16 for line in lines)
+    assert "node" in caplog.text
+    assert ("did not answer in time" if what == "silence" else "failed") in caplog.text
+
+
+@pytest.mark.parametrize("what", ["error", "garbage", "nan", "silence"])
+def test_a_run_in_which_every_node_fails_ends_with_a_clear_error(tmp_path: Path, what: str) -> None:
+    settings = small_settings(run__out=str(tmp_path), federation__round_timeout=0.5)
+    grid = make_grid(settings, fold=False, kind=failing(lambda _: True, what))
+    with pytest.raises(FederationError, match=r"16 of 16 nodes failed or did not answer within 0\.5 s"):
+        run(settings, grid)
+
+
+def test_a_simulated_node_that_raises_is_left_out_of_the_folded_reply(tmp_path: Path) -> None:
+    settings = small_settings(run__out=str(tmp_path), federation__rounds=2)
+    nodes = simulated_nodes(settings)
+    enrolled = False
+
+    def load(node_id: int) -> Node:
+        if enrolled and node_id % 5 == 0:
+            raise OSError("unreadable")
+        return simulated_node(settings, nodes, node_id)
+
+    class EnrollingGrid(InProcessGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            nonlocal enrolled
+            enrolled = True
+            return super().pull_messages(message_ids)
+
+    run(settings, EnrollingGrid(load_learner(settings), nodes, load))
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert sum(line["failures"] for line in lines) > 0
+    assert all(line["failures"] + line["nodes"] == 16 for line in lines)
+
+
+def test_no_node_connected_ends_with_a_clear_error(tmp_path: Path) -> None:
+    class EmptyGrid(InProcessGrid):
+        def get_node_ids(self) -> Iterable[int]:
+            return []
+
+    settings = small_settings(run__out=str(tmp_path), federation__round_timeout=0.2)
+    with pytest.raises(FederationError, match=r"0 nodes connected within 0\.2 s; federation.min-nodes: 1"):
+        run(settings, make_grid(settings, kind=EmptyGrid))
+
+
+def _training_items(settings: Settings):  # type: ignore[no-untyped-def]
+    from metarec_shared.sources import load_catalogue, training_items
+
+    return training_items(settings, load_catalogue(settings))
+
+
+def _features(settings: Settings):  # type: ignore[no-untyped-def]
+    from metarec_shared.text import text_features
+
+    return text_features(_training_items(settings).catalogue, settings.text, seed=settings.run.seed)
