@@ -7,6 +7,7 @@
 import logging
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def run_federation(grid: Grid, settings: Settings) -> None:
     """
     folder = Path(settings.run.out)
     _check_folder(folder, resume=settings.run.resume)
-    logger.warning(NO_PRIVACY_NOTICE)
+    announce(NO_PRIVACY_NOTICE)
     items = training_items(settings, load_catalogue(settings))
     features = text_features(items.catalogue, settings.text, seed=settings.run.seed, progress=True)
     logger.info("text encoder: %s", features.encoder)
@@ -87,6 +88,12 @@ def run_federation(grid: Grid, settings: Settings) -> None:
             round_done=round_done,
         )
     keeper.finish()
+
+
+@cache
+def announce(notice: str) -> None:
+    """Log a notice once a process, however many federations it runs."""
+    logger.warning(notice)
 
 
 def enroll_nodes(grid: Grid, settings: Settings, items: TrainingItems) -> Roster:

@@ -59,5 +59,5 @@ def _path(fingerprint: str) -> Path:
 
 
 def _digest(vectors: Float[Tensor, "items width"]) -> str:
-    contents = vectors.contiguous().view(torch.uint8).numpy()
+    contents = vectors.contiguous().view(torch.uint8).numpy().tobytes()
     return hashlib.blake2b(contents, digest_size=16).hexdigest()

@@ -59,9 +59,7 @@ def text_features(
         return _features(catalogue, settings, BUILTIN, seed, progress)
 
 
-def _features(
-    catalogue: Catalogue, settings: TextSettings, source: Source, seed: int, progress: bool
-) -> TextFeatures:
+def _features(catalogue: Catalogue, settings: TextSettings, source: Source, seed: int, progress: bool) -> TextFeatures:
     fingerprint = _fingerprint(catalogue, settings, source, seed)
     vectors = cache.read_vectors(fingerprint, len(catalogue))
     if vectors is None:

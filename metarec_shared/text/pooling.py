@@ -24,12 +24,10 @@ def pool_texts(
         progress: Whether to show one.
     """
     order = sorted(range(len(tokens)), key=lambda text: -len(tokens[text]))
-    starts = range(0, len(order), batch)
-    pooled = []
+    batches = [order[start : start + batch] for start in range(0, len(order), batch)]
     with torch.no_grad():
-        for start in track(starts, label, transient=True, disable=not progress):
-            pooled.append(pool(*padded([tokens[text] for text in order[start : start + batch]], pad)))
-    vectors = torch.cat(pooled)
+        shown = track(batches, label, transient=True, disable=not progress)
+        vectors = torch.cat([pool(*padded([tokens[text] for text in texts], pad)) for texts in shown])
     return vectors[torch.tensor(order).argsort()]
 
 
@@ -37,7 +35,7 @@ def padded(
     tokens: Sequence[Sequence[int]], pad: int
 ) -> tuple[Int[Tensor, "texts tokens"], Int[Tensor, "texts tokens"]]:
     """Return token ids padded to the longest text, and their attention mask (1: token, 0: padding)."""
-    width = max(1, *(len(ids) for ids in tokens), 1)
+    width = max(1, *(len(ids) for ids in tokens))
     ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in tokens])
     lengths = torch.tensor([max(1, len(row)) for row in tokens])
     return ids, (torch.arange(width) < lengths[:, None]).long()

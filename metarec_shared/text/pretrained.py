@@ -62,8 +62,8 @@ def load(source: Source) -> tuple[Any, Any]:
     except Exception as error:  # transformers raises many kinds for a folder that holds something else
         cause = " ".join(str(error).split())[:200]
         raise SettingsError(
-            f"text.encoder: {source.location} holds no BERT that transformers can load ({type(error).__name__}: {cause}); "
-            "wanted config.json, the weights and the tokenizer's files"
+            f"text.encoder: {source.location} holds no BERT that transformers can load "
+            f"({type(error).__name__}: {cause}); wanted config.json, the weights and the tokenizer's files"
         ) from error
 
 
@@ -71,14 +71,11 @@ def _load(location: str, source: Source, revision: str | None, *, local: bool) -
     options = {"revision": revision, "local_files_only": local, "trust_remote_code": False}
     with _quiet():
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
-        model, report = AutoModel.from_pretrained(
-            location, **options, dtype=torch.float32, output_loading_info=True
-        )
+        model, report = AutoModel.from_pretrained(location, **options, dtype=torch.float32, output_loading_info=True)
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if missing:
-        raise SettingsError(
-            f"text.encoder: the weights of {source.label} lack {len(missing)} of the model's tensors, such as {missing[0]}"
-        )
+        lacking = f"{len(missing)} of the model's tensors, such as {missing[0]}"
+        raise SettingsError(f"text.encoder: the weights of {source.label} lack {lacking}")
     if tokenizer.pad_token_id is None or len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise SettingsError(f"text.encoder: the tokenizer of {source.label} does not fit its model")
     return tokenizer, model.eval()
@@ -93,11 +90,11 @@ def _positions(model: Any) -> int:
 def _quiet() -> Iterator[None]:
     """Keep transformers from drawing bars and listing heads that encoding does not need."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
         if bars:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

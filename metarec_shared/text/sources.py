@@ -108,7 +108,9 @@ def _downloaded_commit(name: str, revision: str) -> str:
 
 
 def _directory_source(folder: Path) -> Source:
-    names = sorted(path for path in folder.iterdir() if path.suffix in {".json", ".txt", ".model", ".safetensors", ".bin"})
+    names = sorted(
+        path for path in folder.iterdir() if path.suffix in {".json", ".txt", ".model", ".safetensors", ".bin"}
+    )
     digest = hashlib.blake2b(digest_size=16)
     for path in names:
         with path.open("rb") as contents:

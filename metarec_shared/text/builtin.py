@@ -1,0 +1,157 @@
+"""A small BERT trained on the catalogue's own text, for machines that have no pre-trained one.
+
+A WordPiece tokenizer is trained on the item texts, then a BERT by masked language modelling on them, then each text
+is the mean of its tokens. Means of contextual vectors all point one way, so the catalogue's mean is taken out.
+
+References:
+    Devlin et al., "BERT", NAACL 2019, arXiv 1810.04805, section 3.1 and appendix A.1 (masking: 15%, of which 80%
+    become [MASK], 10% another piece, 10% stay).
+    Mu and Viswanath, "All-but-the-top", ICLR 2018, arXiv 1702.01417 (subtracting the mean vector).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from rich.progress import track
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import WordPieceTrainer
+from torch import Tensor
+from torch.nn import functional
+from transformers import BertConfig, BertForMaskedLM
+
+from metarec_shared.randomness import generator
+from metarec_shared.settings import TextSettings
+from metarec_shared.text.pooling import mean_pooled, padded, pool_texts
+
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_PAD, _UNK, _CLS, _SEP, _MASK = range(len(_SPECIAL))
+_BATCH = 32
+_BUCKETS = 4
+_LEARNING_RATE = 1e-3
+_MASKED = 0.15
+
+
+def encode(
+    texts: Sequence[str], settings: TextSettings, *, seed: int = 0, progress: bool = False
+) -> Float[Tensor, "texts width"]:
+    """Train the built-in BERT on ``texts`` and return their vectors, scaled to length 1.
+
+    The same texts, settings and seed give the same vectors; torch's global generator is left as it was.
+    """
+    tokenizer = train_tokenizer(texts, settings)
+    tokens = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(generator(seed, "built-in text encoder").integers(2**63)))
+        model = _build_model(tokenizer.get_vocab_size(), settings)
+        _pretrain(model, tokens, settings.builtin_steps, progress=progress)
+    model.eval()  # type: ignore[no-untyped-call]
+
+    def pool(ids: Int[Tensor, "texts tokens"], mask: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts width"]:
+        states = model.bert(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        return torch.cat([mean_pooled(states[layer], mask.float()) for layer in (0, -1)], dim=-1)
+
+    pooled = pool_texts(tokens, pool, pad=_PAD, batch=settings.batch, label="encoding item texts", progress=progress)
+    return torch.cat([_centred(half) for half in pooled.chunk(2, dim=-1)], dim=-1) / 2**0.5
+
+
+def train_tokenizer(texts: Sequence[str], settings: TextSettings) -> Tokenizer:
+    """Return a lower-casing WordPiece tokenizer whose pieces were learned from ``texts``."""
+    tokenizer = _wordpiece(None)
+    trainer = WordPieceTrainer(
+        vocab_size=settings.builtin_vocabulary,
+        special_tokens=[*_SPECIAL, *_continuations(tokenizer, texts)],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    trained = _wordpiece(tokenizer.get_vocab())
+    trained.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", _CLS), ("[SEP]", _SEP)]
+    )
+    trained.enable_truncation(settings.max_tokens)
+    return trained
+
+
+def _wordpiece(vocabulary: dict[str, int] | None) -> Tokenizer:
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))  # noqa: S106 - a token of text, not a password
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    return tokenizer
+
+
+def _continuations(tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
+    """Return the characters that stand inside words, as pieces.
+
+    The trainer numbers these pieces in the order of a randomly seeded hash map and breaks ties by number, so its
+    vocabulary differs from run to run unless they are numbered beforehand.
+    """
+    normalizer, splitter = tokenizer.normalizer, tokenizer.pre_tokenizer
+    words = {word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+    return [f"##{character}" for character in sorted({character for word in words for character in word[1:]})]
+
+
+def mask_tokens(
+    ids: Int[Tensor, "texts tokens"], vocabulary: int
+) -> tuple[Int[Tensor, "texts tokens"], Bool[Tensor, "texts tokens"]]:
+    """Return the ids that the model reads and where it must tell the original ones; draws from torch's generator."""
+    draw = torch.rand(ids.shape)
+    chosen = (ids > _MASK) & (draw < _MASKED)
+    shown = ids.masked_fill(chosen & (draw < 0.8 * _MASKED), _MASK)
+    other = torch.randint(len(_SPECIAL), max(vocabulary, len(_SPECIAL) + 1), ids.shape)
+    replaced = chosen & (draw >= 0.8 * _MASKED) & (draw < 0.9 * _MASKED)
+    return torch.where(replaced, other.clamp(max=vocabulary - 1), shown), chosen
+
+
+def _build_model(vocabulary: int, settings: TextSettings) -> BertForMaskedLM:
+    width = settings.builtin_width
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=settings.builtin_layers,
+        num_attention_heads=next(heads for heads in (max(1, width // 64), 1) if width % heads == 0),
+        intermediate_size=4 * width,
+        max_position_embeddings=settings.max_tokens,
+        pad_token_id=_PAD,
+    )
+    return BertForMaskedLM(config)
+
+
+def _pretrain(model: BertForMaskedLM, tokens: Sequence[Sequence[int]], steps: int, *, progress: bool) -> None:
+    """Train by masked language modelling, in batches of texts of like length."""
+    if not steps:
+        return
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=0.01)
+    warmup = max(1, steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+    )
+    lengths = torch.tensor([len(ids) for ids in tokens])
+    model.train()
+    for _ in track(range(steps), "training the built-in text encoder", transient=True, disable=not progress):
+        ids, mask = padded([tokens[text] for text in _draw_batch(lengths).tolist()], _PAD)
+        shown, chosen = mask_tokens(ids, model.config.vocab_size)
+        if chosen.any():
+            hidden = model.bert(shown, attention_mask=mask).last_hidden_state
+            loss = functional.cross_entropy(model.cls(hidden[chosen]), ids[chosen])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        schedule.step()
+
+
+def _draw_batch(lengths: Int[Tensor, " texts"]) -> Int[Tensor, " batch"]:
+    """Draw a batch from a larger draw sorted by length, so that little of it is padding."""
+    drawn = torch.randint(len(lengths), (_BATCH * _BUCKETS,))
+    drawn = drawn[lengths[drawn].argsort(stable=True)]
+    return drawn.view(_BUCKETS, _BATCH)[int(torch.randint(_BUCKETS, ()))]
+
+
+def _centred(vectors: Float[Tensor, "texts width"]) -> Float[Tensor, "texts width"]:
+    """Take the mean out and scale to length 1; a text that is the mean itself keeps its direction."""
+    centred = vectors - vectors.mean(dim=0)
+    away = centred.norm(dim=-1, keepdim=True) > 1e-4 * vectors.norm(dim=-1, keepdim=True)
+    return functional.normalize(torch.where(away, centred, vectors), dim=-1)

@@ -1,0 +1,111 @@
+"""A checkpoint survives the trip to disk, and a damaged one is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from metarec_shared.catalogue import Catalogue, TrainingItems
+from metarec_shared.checkpoint import MODEL_FILE, Checkpoint, load_checkpoint, save_checkpoint
+from metarec_shared.dataset import RatingScale
+from metarec_shared.errors import CheckpointError
+from metarec_shared.files import write_atomically
+from metarec_shared.settings import Settings
+from metarec_shared.tasks import TaskBatch, pad
+from tests.small import ITEMS, SMALL_MODEL, TEXT, small_model, small_tasks
+
+CATALOGUE = Catalogue(
+    item_ids=tuple(f"id {i}" for i in range(ITEMS + 2)),
+    titles=tuple(f"Tïtle {i}" for i in range(ITEMS + 2)),
+    texts=tuple(f"text {i}" for i in range(ITEMS + 2)),
+)
+
+
+def a_checkpoint() -> Checkpoint:
+    model = small_model(dtype=torch.float32)
+    text = torch.cat([model.text, torch.randn(2, TEXT, generator=torch.Generator().manual_seed(1))])
+    return Checkpoint(
+        parameters={name: value.detach() for name, value in model.named_parameters()},
+        settings=Settings(model=SMALL_MODEL),
+        items=TrainingItems(catalogue=CATALOGUE, positions=np.arange(ITEMS)),
+        text=text,
+        text_encoder="builtin",
+        rating_scale=RatingScale(low=1.0, high=5.0),
+        round_number=7,
+        validation=0.25,
+    )
+
+
+def tasks() -> TaskBatch:
+    batch = pad(small_tasks(4))
+    return TaskBatch(**{name: value for name, value in batch.tensors().items() if name != "dropout"})
+
+
+def test_a_checkpoint_survives_the_trip_to_disk(tmp_path: Path) -> None:
+    checkpoint = a_checkpoint()
+    save_checkpoint(checkpoint, tmp_path)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.settings == checkpoint.settings
+    assert loaded.items.catalogue == CATALOGUE
+    assert (loaded.rating_scale, loaded.round_number, loaded.validation) == (RatingScale(low=1.0, high=5.0), 7, 0.25)
+    with torch.no_grad():
+        assert torch.equal(loaded.model()(tasks()), checkpoint.model()(tasks()))
+    assert json.loads((tmp_path / "model.json").read_text())["round"] == 7
+    assert "Not evaluated yet" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("size", [0, 7, 8, 300, -1])
+def test_a_checkpoint_cut_short_is_refused(tmp_path: Path, size: int) -> None:
+    save_checkpoint(a_checkpoint(), tmp_path)
+    path = tmp_path / MODEL_FILE
+    content = path.read_bytes()
+    path.write_bytes(content[:size])
+    with pytest.raises(CheckpointError, match="damaged, cut short, or not written by MetaRec"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_missing_checkpoint_and_a_foreign_catalogue_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no such file; wanted the folder of a run"):
+        load_checkpoint(tmp_path)
+    save_checkpoint(a_checkpoint(), tmp_path)
+    columns = json.loads((tmp_path / "catalogue.json").read_text())
+    columns["texts"][0] = "another text"
+    (tmp_path / "catalogue.json").write_text(json.dumps(columns))
+    with pytest.raises(CheckpointError, match="is not the catalogue that model.safetensors was trained on"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "catalogue.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot read the catalogue"):
+        load_checkpoint(tmp_path)
+
+
+def test_known_items_score_the_same_in_the_full_catalogue_before_adaptation() -> None:
+    checkpoint = a_checkpoint()
+    with torch.no_grad():
+        known, full = checkpoint.model()(tasks(), adapt=False), checkpoint.full_model()(tasks(), adapt=False)
+    torch.testing.assert_close(full[:, :ITEMS], known)
+    assert full.shape[1] == ITEMS + 2
+
+
+def test_a_model_moves_to_another_catalogue_item_by_item() -> None:
+    checkpoint = a_checkpoint()
+    order = np.array([4, 2, 9])
+    text = torch.cat([torch.zeros(1, TEXT), checkpoint.text[torch.from_numpy(order)]])
+    moved = checkpoint.transferred(text, np.array([1, 2, 3]), order)
+    torch.testing.assert_close(moved.item_vectors()[1:], checkpoint.model().item_vectors()[torch.from_numpy(order)])
+    assert moved.item_bias[0] == checkpoint.parameters["item_bias"].min()
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

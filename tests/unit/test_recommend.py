@@ -1,0 +1,99 @@
+"""Reading a history and recommending for it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from client.recommend import Item, Profile, read_history, read_history_file, recommend
+from metarec_shared.catalogue import Catalogue
+from metarec_shared.dataset import RatingScale
+from metarec_shared.errors import DataError
+from tests.small import ITEMS, small_model
+
+CATALOGUE = Catalogue(
+    item_ids=("1", "2", "3", "4"), titles=("Heat", "Twins", "Twins", "1"), texts=("a", "b", "c", "d")
+)
+SCALE = RatingScale(low=1.0, high=5.0)
+
+
+def read(*lines: str) -> Profile:
+    return read_history(lines, CATALOGUE, SCALE, "history.txt")
+
+
+def test_ids_and_exact_titles_are_found_ids_first() -> None:
+    profile = read("Heat\n", "2\n", "", "   ", "1")
+    assert [item.position for item in profile.items] == [0, 1]
+    assert profile.skipped == []
+
+
+def test_ratings_follow_a_tab_and_become_feedback_levels() -> None:
+    profile = read("Heat\t5", "2\t1", "3")
+    assert [(item.position, item.feedback) for item in profile.items] == [(0, 10), (1, 1), (2, 0)]
+
+
+def test_an_item_named_twice_counts_once_with_its_first_rating() -> None:
+    assert read("Heat\t4", "1\t2").items == [Item(position=0, feedback=8)]
+
+
+def test_what_the_catalogue_lacks_is_skipped_by_name() -> None:
+    profile = read("nowhere", "Heat", "999\t3")
+    assert [item.position for item in profile.items] == [0]
+    assert profile.skipped == ["nowhere", "999"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("Twins", "history.txt line 1: 2 items bear the title 'Twins'; give one of their ids: 2, 3"),
+        ("Heat\tfive", "history.txt line 1: rating must be a number, got 'five'"),
+        ("Heat\t6", "history.txt line 1: rating must be between 1 and 5, got '6'"),
+        ("Heat\tnan", "history.txt line 1: rating must be between 1 and 5, got 'nan'"),
+    ],
+)
+def test_a_history_that_cannot_be_read_is_an_error_with_its_line(line: str, message: str) -> None:
+    with pytest.raises(DataError) as error:
+        read(line)
+    assert str(error.value) == message
+
+
+def test_ratings_are_ignored_by_a_model_trained_without() -> None:
+    assert read_history(["Heat\t77"], CATALOGUE, None, "-").items == [Item(position=0)]
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_a_history_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "history.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"history.txt: cannot read the history"):
+        read_history_file(path, CATALOGUE, SCALE)
+
+
+def test_the_history_is_never_recommended_and_scores_fall() -> None:
+    model = small_model(dtype=torch.float32)
+    profile = Profile(items=[Item(position=p, feedback=5) for p in (3, 7, 11)])
+    ranked = recommend(model, profile, ITEMS)
+    assert len(ranked) == ITEMS - 3
+    assert not {3, 7, 11} & {position for position, _ in ranked}
+    scores = [score for _, score in ranked]
+    assert scores == sorted(scores, reverse=True)
+    assert recommend(model, profile, 5) == ranked[:5]
+
+
+def test_the_order_of_a_history_does_not_matter() -> None:
+    model = small_model(dtype=torch.float32)
+    items = [Item(position=p, feedback=p % 11) for p in (3, 7, 11, 2)]
+    forward, backward = (dict(recommend(model, Profile(items=order), ITEMS)) for order in (items, items[::-1]))
+    assert forward.keys() == backward.keys()
+    assert all(forward[p] == pytest.approx(backward[p], abs=1e-4) for p in forward)
+
+
+def test_an_empty_history_is_answered_by_the_unadapted_initialization() -> None:
+    model = small_model(dtype=torch.float32)
+    ranked = recommend(model, Profile(items=[]), 10)
+    E = model.item_vectors()
+    state = model.encoder.embeddings.word_embeddings.weight[None]
+    h = model.head(model.encoder(inputs_embeds=state, position_ids=torch.zeros(1, 1, dtype=torch.long)).last_hidden_state[0])
+    expected = (h @ E.T + model.item_bias)[0].topk(10)
+    assert [position for position, _ in ranked] == expected.indices.tolist()
