@@ -55,22 +55,28 @@ def run_federation(grid: Grid, settings: Settings) -> None:
     features = text_features(items.catalogue, settings.text, seed=settings.run.seed, progress=True)
     logger.info("text encoder: %s", features.encoder)
     roster = enroll_nodes(grid, settings, items)
-    optimizer = OuterOptimizer(
-        settings.outer, initial_parameters(settings, items, features, roster), settings.federation.rounds
-    )
+    initial = initial_parameters(settings, items, features, roster)
+    optimizer = OuterOptimizer(settings.outer, initial, settings.federation.rounds)
     best, done = Best(), 0
     if settings.run.resume:
         point = load_resume_point(folder, settings, roster.fingerprint)
         optimizer.load(point.parameters, point.optimizer)
         best, done = point.best, point.round_number
         logger.info("resuming after round %d", done)
-    write_text(folder / SETTINGS_FILE, settings.to_json() + "\n")
     keeper = RunKeeper(folder, settings, items, features, roster, optimizer, best)
-    strategy = FedMAML(settings, roster, optimizer, items.known.fingerprint)
-    rounds = settings.federation.rounds
+    keeper.begin(done)
+    if done < settings.federation.rounds and not keeper.exhausted:
+        _meta_train(grid, settings, FedMAML(settings, roster, optimizer, items.known.fingerprint), keeper, done)
+    keeper.finish()
+
+
+def _meta_train(grid: Grid, settings: Settings, strategy: FedMAML, keeper: "RunKeeper", done: int) -> None:
+    """Run the rounds after round ``done``, and record each."""
+    limits, best = settings.federation, keeper.best
+    shown = None if best.value is None else (best.round_number, best.value)
     with (
-        Recorder(folder, resume_from=done) as recorder,
-        Progress(rounds, done + 1, best=None if best.value is None else (best.round_number, best.value)) as progress,
+        Recorder(keeper.folder, resume_from=done) as recorder,
+        Progress(limits.rounds, done + 1, best=shown) as progress,
     ):
 
         def round_done(number: int, metrics: MetricRecord) -> bool:
@@ -81,13 +87,12 @@ def run_federation(grid: Grid, settings: Settings) -> None:
 
         strategy.start(
             grid,
-            wire.pack_parameters(optimizer.parameters),
-            num_rounds=rounds if not keeper.exhausted else done,
-            timeout=settings.federation.round_timeout,
+            wire.pack_parameters(keeper.optimizer.parameters),
+            num_rounds=limits.rounds,
+            timeout=limits.round_timeout,
             first_round=done + 1,
             round_done=round_done,
         )
-    keeper.finish()
 
 
 @cache
@@ -153,6 +158,12 @@ class RunKeeper:
         """Whether validation has not improved for as long as the run may wait."""
         patience = self.settings.federation.patience
         return bool(patience) and self.best.stale >= patience
+
+    def begin(self, done: int) -> None:
+        """Make the run one that can be resumed from its first moment on."""
+        if not done:
+            save_resume_point(self._resume_point(0), self.folder)
+        write_text(self.folder / SETTINGS_FILE, self.settings.to_json() + "\n")
 
     def round_done(self, number: int, metrics: MetricRecord) -> bool:
         """Take in a finished round; return whether to go on."""
@@ -224,9 +235,9 @@ def default_out() -> str:
 
 
 def _check_folder(folder: Path, *, resume: bool) -> None:
-    there = (folder / RESUME_FILE).exists() or (folder / SETTINGS_FILE).exists()
+    there = (folder / RESUME_FILE).exists()
     if there and not resume:
         raise CheckpointError(f"{folder} already holds a run; go on with --resume or give another --out")
-    if resume and not (folder / RESUME_FILE).exists():
+    if resume and not there:
         raise CheckpointError(f"{folder} holds no run to resume: {RESUME_FILE} is missing")
     folder.mkdir(parents=True, exist_ok=True)

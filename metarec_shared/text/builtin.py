@@ -1,15 +1,17 @@
 """A small BERT trained on the catalogue's own text, for machines that have no pre-trained one.
 
 A WordPiece tokenizer is trained on the item texts, then a BERT by masked language modelling on them, then each text
-is the mean of its tokens. Means of contextual vectors all point one way, so the catalogue's mean is taken out.
+is the mean of its tokens, in the first layer and in the last. Such means all point one way, so they are centred and
+half whitened.
 
 References:
     Devlin et al., "BERT", NAACL 2019, arXiv 1810.04805, section 3.1 and appendix A.1 (masking: 15%, of which 80%
     become [MASK], 10% another piece, 10% stay).
-    Mu and Viswanath, "All-but-the-top", ICLR 2018, arXiv 1702.01417 (subtracting the mean vector).
+    Su et al., "Whitening sentence representations", 2021, arXiv 2103.15316 (also averages first and last layer).
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -45,7 +47,7 @@ def encode(
     """
     tokenizer = train_tokenizer(texts, settings)
     tokens = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.default_generator.manual_seed(int(generator(seed, "built-in text encoder").integers(2**63)))
         model = _build_model(tokenizer.get_vocab_size(), settings)
         _pretrain(model, tokens, settings.builtin_steps, progress=progress)
@@ -56,7 +58,7 @@ def encode(
         return torch.cat([mean_pooled(states[layer], mask.float()) for layer in (0, -1)], dim=-1)
 
     pooled = pool_texts(tokens, pool, pad=_PAD, batch=settings.batch, label="encoding item texts", progress=progress)
-    return torch.cat([_centred(half) for half in pooled.chunk(2, dim=-1)], dim=-1) / 2**0.5
+    return torch.cat([_spread(half) for half in pooled.chunk(2, dim=-1)], dim=-1) / 2**0.5
 
 
 def train_tokenizer(texts: Sequence[str], settings: TextSettings) -> Tokenizer:
@@ -121,26 +123,21 @@ def _build_model(vocabulary: int, settings: TextSettings) -> BertForMaskedLM:
 
 
 def _pretrain(model: BertForMaskedLM, tokens: Sequence[Sequence[int]], steps: int, *, progress: bool) -> None:
-    """Train by masked language modelling, in batches of texts of like length."""
-    if not steps:
-        return
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=0.01)
-    warmup = max(1, steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-    )
+    """Train by masked language modelling, in batches of texts of like length; the rate rises, then falls linearly."""
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
     lengths = torch.tensor([len(ids) for ids in tokens])
     model.train()
-    for _ in track(range(steps), "training the built-in text encoder", transient=True, disable=not progress):
+    for step in track(range(steps), "training the built-in text encoder", transient=True, disable=not progress):
         ids, mask = padded([tokens[text] for text in _draw_batch(lengths).tolist()], _PAD)
         shown, chosen = mask_tokens(ids, model.config.vocab_size)
-        if chosen.any():
-            hidden = model.bert(shown, attention_mask=mask).last_hidden_state
-            loss = functional.cross_entropy(model.cls(hidden[chosen]), ids[chosen])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        schedule.step()
+        if not chosen.any():
+            continue
+        hidden = model.bert(shown, attention_mask=mask).last_hidden_state
+        loss = functional.cross_entropy(model.cls(hidden[chosen]), ids[chosen])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.param_groups[0]["lr"] = _LEARNING_RATE * min(10 * (step + 1), steps - step) / steps
+        optimizer.step()
 
 
 def _draw_batch(lengths: Int[Tensor, " texts"]) -> Int[Tensor, " batch"]:
@@ -150,8 +147,26 @@ def _draw_batch(lengths: Int[Tensor, " texts"]) -> Int[Tensor, " batch"]:
     return drawn.view(_BUCKETS, _BATCH)[int(torch.randint(_BUCKETS, ()))]
 
 
-def _centred(vectors: Float[Tensor, "texts width"]) -> Float[Tensor, "texts width"]:
-    """Take the mean out and scale to length 1; a text that is the mean itself keeps its direction."""
-    centred = vectors - vectors.mean(dim=0)
+def _spread(vectors: Float[Tensor, "texts width"]) -> Float[Tensor, "texts width"]:
+    """Take the mean out, scale each principal direction by the root of its spread, and scale rows to length 1.
+
+    That is half of a whitening: directions that all texts vary in, such as their length, no longer hide the others. A
+    text that is the mean itself keeps its direction.
+    """
+    centred = (vectors - vectors.mean(dim=0)).double()
+    spread, directions = torch.linalg.eigh(centred.T @ centred)
+    scale = spread.clamp(min=1e-12 * float(spread[-1]) + 1e-30) ** -0.25
+    scaled = (centred @ (directions * scale) @ directions.T).float()
     away = centred.norm(dim=-1, keepdim=True) > 1e-4 * vectors.norm(dim=-1, keepdim=True)
-    return functional.normalize(torch.where(away, centred, vectors), dim=-1)
+    return functional.normalize(torch.where(away, scaled, vectors), dim=-1)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute in one thread: matrices are small, and sums then have the same order on any number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -55,9 +55,9 @@ def choose_source(settings: TextSettings) -> Source:
     if settings.encoder == "builtin":
         return BUILTIN
     folder = Path(settings.encoder).expanduser()
-    if folder.is_dir():
+    if settings.encoder and folder.is_dir():
         return _directory_source(folder)
-    if not _HUB_NAME.fullmatch(settings.encoder) or folder.exists():
+    if not _HUB_NAME.fullmatch(settings.encoder) or folder.is_file():
         raise SettingsError(f"text.encoder: {settings.encoder!r} is no folder; {_WANTED}")
     return _hub_source(settings.encoder, settings.revision)
 
@@ -108,6 +108,10 @@ def _downloaded_commit(name: str, revision: str) -> str:
 
 
 def _directory_source(folder: Path) -> Source:
+    if not (folder / "config.json").is_file():
+        raise SettingsError(
+            f"text.encoder: {folder} holds no BERT that transformers can load: no config.json; {_WANTED}"
+        )
     names = sorted(
         path for path in folder.iterdir() if path.suffix in {".json", ".txt", ".model", ".safetensors", ".bin"}
     )

@@ -39,9 +39,7 @@ def make_grid(settings: Settings, *, fold: bool = True, kind: type[InProcessGrid
 
 def run(settings: Settings, grid: InProcessGrid | None = None) -> None:
     grid = grid or make_grid(settings)
-    server_app(
-        grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=settings.flat())
-    )
+    server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=settings.flat()))
 
 
 def parameters_of(folder: Path) -> dict[str, torch.Tensor]:

@@ -73,7 +73,7 @@ def test_a_missing_checkpoint_and_a_foreign_catalogue_are_refused(tmp_path: Path
     columns = json.loads((tmp_path / "catalogue.json").read_text())
     columns["texts"][0] = "another text"
     (tmp_path / "catalogue.json").write_text(json.dumps(columns))
-    with pytest.raises(CheckpointError, match="is not the catalogue that model.safetensors was trained on"):
+    with pytest.raises(CheckpointError, match=r"is not the catalogue that model\.safetensors was trained on"):
         load_checkpoint(tmp_path)
     (tmp_path / "catalogue.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot read the catalogue"):

@@ -66,7 +66,9 @@ def test_a_partition_gives_every_user_to_one_node_and_every_node_a_user(kind: st
 
 
 def test_even_nodes_differ_by_one_user_and_skewed_ones_by_rank() -> None:
-    even, skewed = ([len(p.of(n)) for n in range(6)] for p in (partition_users(100, 6, k, 0) for k in ("even", "skewed")))  # type: ignore[arg-type]
+    even, skewed = (
+        [len(p.of(n)) for n in range(6)] for p in (partition_users(100, 6, k, 0) for k in ("even", "skewed"))
+    )  # type: ignore[arg-type]
     assert max(even) - min(even) <= 1
     assert skewed == sorted(skewed, reverse=True)
     assert skewed[0] > 5 * skewed[-1]

@@ -11,9 +11,7 @@ from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import DataError
 from tests.small import ITEMS, small_model
 
-CATALOGUE = Catalogue(
-    item_ids=("1", "2", "3", "4"), titles=("Heat", "Twins", "Twins", "1"), texts=("a", "b", "c", "d")
-)
+CATALOGUE = Catalogue(item_ids=("1", "2", "3", "4"), titles=("Heat", "Twins", "Twins", "1"), texts=("a", "b", "c", "d"))
 SCALE = RatingScale(low=1.0, high=5.0)
 
 
@@ -94,6 +92,8 @@ def test_an_empty_history_is_answered_by_the_unadapted_initialization() -> None:
     ranked = recommend(model, Profile(items=[]), 10)
     E = model.item_vectors()
     state = model.encoder.embeddings.word_embeddings.weight[None]
-    h = model.head(model.encoder(inputs_embeds=state, position_ids=torch.zeros(1, 1, dtype=torch.long)).last_hidden_state[0])
+    h = model.head(
+        model.encoder(inputs_embeds=state, position_ids=torch.zeros(1, 1, dtype=torch.long)).last_hidden_state[0]
+    )
     expected = (h @ E.T + model.item_bias)[0].topk(10)
     assert [position for position, _ in ranked] == expected.indices.tolist()

@@ -68,7 +68,9 @@ def test_a_damaged_cache_file_is_computed_again(
     second = text_features(BOOKS, SMALL)
     assert "computing the text vectors again" in caplog.text
     assert torch.equal(first.vectors, second.vectors)
-    assert path.read_bytes() == whole
+    caplog.clear()
+    text_features(BOOKS, SMALL)
+    assert not caplog.records
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(
@@ -153,7 +155,7 @@ def test_a_hub_model_that_cannot_be_fetched_says_why() -> None:
         text_features(BOOKS, TextSettings(encoder="some/model", revision="a" * 40))
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "a/b/c", "", "..", "a--b"])
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "a/b/c", "", "a--b"])
 def test_a_folder_that_is_missing_is_a_settings_error(name: str) -> None:
     with pytest.raises(SettingsError, match=r"text\.encoder: .* is no folder.*wanted auto, builtin, a folder"):
         text_features(BOOKS, TextSettings(encoder=name))

@@ -104,4 +104,6 @@ def test_an_enrolment_over_another_catalogue_is_refused() -> None:
 
 def test_the_bytes_of_a_message_are_those_of_its_arrays() -> None:
     parameters = {"a": torch.zeros(1000)}
-    assert wire.content_bytes(RecordDict({"parameters": wire.pack_parameters(parameters)})) == pytest.approx(4000, abs=200)
+    assert wire.content_bytes(RecordDict({"parameters": wire.pack_parameters(parameters)})) == pytest.approx(
+        4000, abs=200
+    )
