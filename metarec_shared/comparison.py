@@ -14,6 +14,8 @@ _METHOD_NAMES = {
     "chance": "Chance",
 }
 _CENTRALIZED = frozenset({"ease", "item_knn", "popularity"})
+_NOT_COMPARED = frozenset({"precision", "auc"})
+"""Metrics that result.json holds but that say nothing beside recall and nDCG of full-catalogue rankings."""
 _METRIC_NAMES = {"ndcg": "nDCG", "hr": "HR", "recall": "Recall", "mrr": "MRR"}
 
 
@@ -69,7 +71,11 @@ def compare(figures: Mapping[str, Any] | None) -> Comparison | None:
     keys = sorted(
         methods, key=lambda key: list(_METHOD_NAMES).index(key) if key in _METHOD_NAMES else len(_METHOD_NAMES)
     )
-    metrics = [name for name, value in methods[keys[0]].items() if _is_number(value)]
+    metrics = [
+        name
+        for name, value in methods[keys[0]].items()
+        if _is_number(value) and name.partition("@")[0] not in _NOT_COMPARED
+    ]
     if not metrics:
         return None
     return Comparison(
