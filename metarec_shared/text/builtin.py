@@ -32,7 +32,7 @@ from metarec_shared.text.pooling import mean_pooled, padded, pool_texts
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _PAD, _UNK, _CLS, _SEP, _MASK = range(len(_SPECIAL))
-_BATCH = 32
+_BATCH = 16
 _BUCKETS = 4
 _LEARNING_RATE = 1e-3
 _MASKED = 0.15
