@@ -12,8 +12,7 @@ from metarec_shared.errors import DataError
 from metarec_shared.partition import Partition, partition_users
 from metarec_shared.population import Population
 from metarec_shared.settings import Settings
-from metarec_shared.sources import load_catalogue, load_training_dataset, training_items
-from metarec_shared.text import text_features
+from metarec_shared.sources import load_item_features, load_training_dataset
 
 NodeConfig = Mapping[str, bool | int | float | str]
 
@@ -63,6 +62,5 @@ def load_partition(settings: Settings, nodes: int) -> Partition:
 @lru_cache(maxsize=2)
 def load_learner(settings: Settings) -> Learner:
     """Return the model for the run's catalogue, built once a process."""
-    items = training_items(settings, load_catalogue(settings))
-    features = text_features(items.catalogue, settings.text, seed=settings.run.seed)
-    return Learner(settings, items.known.fingerprint, features.vectors[items.positions])
+    public = load_item_features(settings)
+    return Learner(settings, public.fingerprint, public.text)

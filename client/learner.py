@@ -21,7 +21,7 @@ class Learner:
 
     Args:
         settings: The run's settings.
-        catalogue: Fingerprint of the catalogue.
+        catalogue: Fingerprint of the items and their text vectors.
         text: Frozen text vectors of the catalogue, [items, text].
     """
 
@@ -38,7 +38,9 @@ class Learner:
             WireError: The fingerprints differ.
         """
         if catalogue != self.catalogue:
-            raise WireError(f"the server's catalogue is {catalogue}, this node's is {self.catalogue}")
+            raise WireError(
+                f"the server's items are {catalogue}, this node's {self.catalogue}: another catalogue or text encoder"
+            )
 
     def load(self, parameters: Parameters) -> None:
         """Copy ``parameters`` into the model.

@@ -1,10 +1,13 @@
 """Where a run's data comes from, as the settings say: a folder in a known layout, or the generator."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from metarec_shared.catalogue import Catalogue, TrainingItems
 from metarec_shared.dataset import Dataset
@@ -12,6 +15,41 @@ from metarec_shared.generator import generate_catalogue, generate_dataset
 from metarec_shared.readers import read_catalogue, read_dataset
 from metarec_shared.settings import DataSettings, GeneratorSettings, Settings
 from metarec_shared.split import held_out_items
+from metarec_shared.text import TextFeatures, text_features
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemFeatures:
+    """The public side of a run: its items and their text vectors, the same at the server and at every node.
+
+    Attributes:
+        items: The catalogue, and which of it training knows.
+        features: Text vectors of the whole catalogue.
+    """
+
+    items: TrainingItems
+    features: TextFeatures
+
+    @property
+    def text(self) -> Float[Tensor, "items text"]:
+        """Text vectors of the items that training knows."""
+        return self.features.vectors[torch.from_numpy(self.items.positions)]
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal at server and node where the same items have the same text and the same text encoder."""
+        return f"{self.items.known.fingerprint}-{self.features.fingerprint}"
+
+
+def load_item_features(settings: Settings, *, progress: bool = False) -> ItemFeatures:
+    """Return the run's items and their text vectors, without reading any interaction.
+
+    Raises:
+        MetaRecError: The catalogue or the text encoder cannot be used.
+    """
+    items = training_items(settings, load_catalogue(settings))
+    features = text_features(items.catalogue, settings.text, seed=settings.run.seed, progress=progress)
+    return ItemFeatures(items=items, features=features)
 
 
 def load_dataset(settings: Settings) -> Dataset:

@@ -2,14 +2,26 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+
+from metarec_shared import wire
+from metarec_shared.errors import FederationError, WireError
+from metarec_shared.settings import FederationSettings
 
 POLL_SECONDS = 0.1
 
 logger = logging.getLogger(__name__)
+
+
+AnswerT = TypeVar("AnswerT")
+
+LOGGED_FAILURES = 5
+"""Failures of one exchange that are logged one by one; the rest are counted."""
 
 
 def node_count(reply: Message) -> int:
@@ -50,3 +62,63 @@ def wait_for_nodes(grid: Grid, least: int, timeout: float) -> list[int]:
         time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
         nodes = list(grid.get_node_ids())
     return nodes
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """What came back in one exchange.
+
+    Attributes:
+        sent: Nodes asked.
+        bytes_down: Bytes sent to them.
+        answered: Nodes whose answer could be used.
+        failures: Nodes that failed, answered what cannot be used, or stayed silent.
+        bytes_up: Bytes of the answers that could be used.
+        reason: What the last failure said.
+    """
+
+    sent: int = 0
+    bytes_down: int = 0
+    answered: int = 0
+    failures: int = 0
+    bytes_up: int = 0
+    reason: str = ""
+
+    def read(self, replies: Iterable[Message], unpack: Callable[[RecordDict], AnswerT]) -> Iterator[AnswerT]:
+        """Yield what the replies hold, one at a time; count and log those that are of no use."""
+        for reply in replies:
+            if reply.has_error():
+                self._fail(reply, reply.error.reason or f"error {reply.error.code}")
+                continue
+            try:
+                answer = unpack(reply.content)
+            except WireError as error:
+                self._fail(reply, str(error))
+                continue
+            nodes = node_count(reply)
+            self.answered += nodes
+            self.bytes_up += nodes * wire.content_bytes(reply.content)
+            yield answer
+
+    def check(self, limits: FederationSettings) -> None:
+        """Count the nodes that stayed silent as failures; refuse to go on when there are too many of them.
+
+        Raises:
+            FederationError: Too many nodes failed, or too few answered.
+        """
+        silent = self.sent - self.answered - self.failures
+        if silent > 0:
+            logger.warning("%d of %d nodes did not answer in time", silent, self.sent)
+            self.failures += silent
+        if self.answered < min(limits.min_nodes, self.sent) or self.failures > limits.max_failures * self.sent:
+            said = f"; the last said: {self.reason}" if self.reason else ""
+            raise FederationError(
+                f"{self.failures} of {self.sent} nodes failed or did not answer within {limits.round_timeout:g} s; "
+                f"federation.min-nodes is {limits.min_nodes}, federation.max-failures {limits.max_failures:g}{said}"
+            )
+
+    def _fail(self, reply: Message, reason: str) -> None:
+        self.failures += 1
+        self.reason = reason
+        if self.failures <= LOGGED_FAILURES:
+            logger.warning("node %d failed: %s", reply.metadata.src_node_id, reason)

@@ -16,17 +16,15 @@ from flwr.app import Message, MetricRecord
 from flwr.serverapp import Grid
 
 from metarec_shared import wire
-from metarec_shared.catalogue import TrainingItems
 from metarec_shared.checkpoint import Checkpoint, save_checkpoint
 from metarec_shared.errors import CheckpointError, FederationError
-from metarec_shared.exchange import Enrollment, EnrollmentRequest, Parameters
+from metarec_shared.exchange import EnrollmentRequest, Parameters
 from metarec_shared.files import write_json, write_text
 from metarec_shared.model import BertRecommender
 from metarec_shared.randomness import generator
 from metarec_shared.settings import Settings
-from metarec_shared.sources import load_catalogue, training_items
-from metarec_shared.text import TextFeatures, text_features
-from server.delivery import deliver, wait_for_nodes
+from metarec_shared.sources import ItemFeatures, load_item_features
+from server.delivery import Tally, deliver, wait_for_nodes
 from server.fedmaml import FedMAML
 from server.outer_optimizer import OuterOptimizer
 from server.progress import Progress
@@ -51,11 +49,10 @@ def run_federation(grid: Grid, settings: Settings) -> None:
     folder = Path(settings.run.out)
     _check_folder(folder, resume=settings.run.resume)
     announce(NO_PRIVACY_NOTICE)
-    items = training_items(settings, load_catalogue(settings))
-    features = text_features(items.catalogue, settings.text, seed=settings.run.seed, progress=True)
-    logger.info("text encoder: %s", features.encoder)
-    roster = enroll_nodes(grid, settings, items)
-    initial = initial_parameters(settings, items, features, roster)
+    public = load_item_features(settings, progress=True)
+    logger.info("text encoder: %s", public.features.encoder)
+    roster = enroll_nodes(grid, settings, public)
+    initial = initial_parameters(settings, public, roster)
     optimizer = OuterOptimizer(settings.outer, initial, settings.federation.rounds)
     best, done = Best(), 0
     if settings.run.resume:
@@ -63,10 +60,10 @@ def run_federation(grid: Grid, settings: Settings) -> None:
         optimizer.load(point.parameters, point.optimizer)
         best, done = point.best, point.round_number
         logger.info("resuming after round %d", done)
-    keeper = RunKeeper(folder, settings, items, features, roster, optimizer, best)
+    keeper = RunKeeper(folder, settings, public, roster, optimizer, best)
     keeper.begin(done)
     if done < settings.federation.rounds and not keeper.exhausted:
-        _meta_train(grid, settings, FedMAML(settings, roster, optimizer, items.known.fingerprint), keeper, done)
+        _meta_train(grid, settings, FedMAML(settings, roster, optimizer, public.fingerprint), keeper, done)
     keeper.finish()
 
 
@@ -101,7 +98,7 @@ def announce(notice: str) -> None:
     logger.warning(notice)
 
 
-def enroll_nodes(grid: Grid, settings: Settings, items: TrainingItems) -> Roster:
+def enroll_nodes(grid: Grid, settings: Settings, public: ItemFeatures) -> Roster:
     """Wait for the nodes and ask who they are and how often each item occurs in their meta-training histories.
 
     Raises:
@@ -113,29 +110,21 @@ def enroll_nodes(grid: Grid, settings: Settings, items: TrainingItems) -> Roster
         raise FederationError(
             f"{len(nodes)} nodes connected within {limits.round_timeout:g} s; federation.min-nodes: {limits.min_nodes}"
         )
-    request = wire.pack_request(EnrollmentRequest(catalogue=items.known.fingerprint))
-    answers: list[Enrollment] = []
-    reasons: list[str] = []
-    for reply in deliver(grid, [Message(request, node, "query") for node in nodes], limits.round_timeout):
-        if reply.has_error():
-            reasons.append(reply.error.reason or f"error {reply.error.code}")
-            logger.warning("node %d failed to enroll: %s", reply.metadata.src_node_id, reasons[-1])
-        else:
-            answers.append(wire.unpack_enrollment(reply.content, len(items.positions)))
-    enrolled = sum(len(answer.nodes) for answer in answers)
-    if enrolled < limits.min_nodes or len(nodes) - enrolled > limits.max_failures * len(nodes):
-        last = f"; the last said: {reasons[-1]}" if reasons else ""
-        raise FederationError(f"{enrolled} of {len(nodes)} nodes enrolled within {limits.round_timeout:g} s{last}")
+    request = wire.pack_request(EnrollmentRequest(catalogue=public.fingerprint))
+    items = len(public.items.positions)
+    tally = Tally(sent=len(nodes))
+    replies = deliver(grid, [Message(request, node, "query") for node in nodes], limits.round_timeout)
+    answers = list(tally.read(replies, lambda content: wire.unpack_enrollment(content, items)))
+    tally.check(limits)
     return Roster.of(answers)
 
 
-def initial_parameters(settings: Settings, items: TrainingItems, features: TextFeatures, roster: Roster) -> Parameters:
+def initial_parameters(settings: Settings, public: ItemFeatures, roster: Roster) -> Parameters:
     """Draw the first meta-initialization; its score bias is the log popularity that the nodes reported."""
-    text = features.vectors[torch.from_numpy(items.positions)]
     seed = int(generator(settings.run.seed, "initial parameters").integers(2**63))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = BertRecommender(text, settings.model, settings.adaptation)
+        model = BertRecommender(public.text, settings.model, settings.adaptation)
     parameters = {name: value.detach() for name, value in model.named_parameters()}
     parameters["item_bias"] = torch.from_numpy(roster.log_popularity())
     return parameters
@@ -147,8 +136,7 @@ class RunKeeper:
 
     folder: Path
     settings: Settings
-    items: TrainingItems
-    features: TextFeatures
+    public: ItemFeatures
     roster: Roster
     optimizer: OuterOptimizer
     best: Best
@@ -191,7 +179,7 @@ class RunKeeper:
             "rounds": len(rounds),
             "best_round": self.best.round_number,
             "parameters": sum(value.numel() for value in self.optimizer.parameters.values()),
-            "text_encoder": self.features.encoder,
+            "text_encoder": self.public.features.encoder,
             "nodes": len(self.roster.training),
             "training_users": self.roster.training_users,
             "train": {
@@ -208,9 +196,9 @@ class RunKeeper:
             Checkpoint(
                 parameters=self.optimizer.parameters,
                 settings=self.settings,
-                items=self.items,
-                text=self.features.vectors,
-                text_encoder=self.features.encoder,
+                items=self.public.items,
+                text=self.public.features.vectors,
+                text_encoder=self.public.features.encoder,
                 rating_scale=self.roster.rating_scale,
                 round_number=number,
                 validation=value,

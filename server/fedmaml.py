@@ -10,20 +10,17 @@ References:
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Iterable
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from metarec_shared import wire
-from metarec_shared.errors import FederationError, WireError
 from metarec_shared.exchange import EvaluateRequest, Parameters, TrainRequest
-from metarec_shared.settings import FederationSettings, Settings
+from metarec_shared.settings import Settings
 from metarec_shared.split import Role
-from server.delivery import deliver, node_count
+from server.delivery import Tally, deliver
 from server.outer_optimizer import OuterOptimizer
 from server.roster import Roster
 
@@ -31,59 +28,6 @@ logger = logging.getLogger(__name__)
 
 RoundDone = Callable[[int, MetricRecord], bool]
 """Called after every round with its number and metrics; returns whether to go on."""
-
-AnswerT = TypeVar("AnswerT")
-
-LOGGED_FAILURES = 5
-"""Failures of one round that are logged one by one; the rest are counted."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Tally:
-    """What came back in one exchange."""
-
-    sent: int = 0
-    bytes_down: int = 0
-    answered: int = 0
-    failures: int = 0
-    bytes_up: int = 0
-
-    def read(self, replies: Iterable[Message], unpack: Callable[[RecordDict], AnswerT]) -> Iterator[AnswerT]:
-        """Yield what the replies hold, one at a time; count and log those that are of no use."""
-        for reply in replies:
-            if reply.has_error():
-                self._fail(reply, reply.error.reason or f"error {reply.error.code}")
-                continue
-            try:
-                answer = unpack(reply.content)
-            except WireError as error:
-                self._fail(reply, str(error))
-                continue
-            nodes = node_count(reply)
-            self.answered += nodes
-            self.bytes_up += nodes * wire.content_bytes(reply.content)
-            yield answer
-
-    def check(self, limits: FederationSettings) -> None:
-        """Count the nodes that stayed silent as failures; refuse to go on when there are too many of them.
-
-        Raises:
-            FederationError: Too many nodes failed, or too few answered.
-        """
-        silent = self.sent - self.answered - self.failures
-        if silent > 0:
-            logger.warning("%d of %d nodes did not answer in time", silent, self.sent)
-            self.failures += silent
-        if self.answered < min(limits.min_nodes, self.sent) or self.failures > limits.max_failures * self.sent:
-            raise FederationError(
-                f"{self.failures} of {self.sent} nodes failed or did not answer within {limits.round_timeout:g} s; "
-                f"federation.min-nodes is {limits.min_nodes}, federation.max-failures {limits.max_failures:g}"
-            )
-
-    def _fail(self, reply: Message, reason: str) -> None:
-        self.failures += 1
-        if self.failures <= LOGGED_FAILURES:
-            logger.warning("node %d failed: %s", reply.metadata.src_node_id, reason)
 
 
 class FedMAML(Strategy):
@@ -101,7 +45,7 @@ class FedMAML(Strategy):
         self._roster = roster
         self._optimizer = optimizer
         self._catalogue = catalogue
-        self._tally = _Tally()
+        self._tally = Tally()
 
     def summary(self) -> None:
         """Log what is about to run."""
@@ -159,7 +103,7 @@ class FedMAML(Strategy):
         settings = self._settings
         last = server_round == settings.federation.rounds
         if server_round % settings.federation.evaluate_every and not last:
-            self._tally = _Tally()
+            self._tally = Tally()
             return []
         request = EvaluateRequest(
             role=Role.VALIDATION,
@@ -225,5 +169,5 @@ class FedMAML(Strategy):
         return result
 
     def _messages(self, kind: str, content: RecordDict, nodes: tuple[int, ...], server_round: int) -> Iterable[Message]:
-        self._tally = _Tally(sent=len(nodes), bytes_down=len(nodes) * wire.content_bytes(content))
+        self._tally = Tally(sent=len(nodes), bytes_down=len(nodes) * wire.content_bytes(content))
         return [Message(content, node, kind, group_id=str(server_round)) for node in nodes]

@@ -20,6 +20,7 @@ from metarec_shared.errors import CheckpointError, FederationError
 from metarec_shared.exchange import TrainRequest
 from metarec_shared.meta_gradient import per_user_meta_gradients
 from metarec_shared.settings import Settings
+from metarec_shared.sources import load_item_features
 from metarec_shared.split import Role
 from metarec_shared.tasks import pad
 from server.app import app as server_app
@@ -82,8 +83,8 @@ def test_one_round_over_four_uneven_nodes_is_one_centralized_outer_step(tmp_path
     run(settings)
     partition, population, learner = load_partition(settings, 4), load_population(settings), load_learner(settings)
     assert len({len(partition.of(node)) for node in range(4)}) > 1
-    roster = enroll_nodes(make_grid(settings), settings, _training_items(settings))
-    initial = initial_parameters(settings, _training_items(settings), _features(settings), roster)
+    public = load_item_features(settings)
+    initial = initial_parameters(settings, public, enroll_nodes(make_grid(settings), settings, public))
     learner.load(initial)
     total = {name: torch.zeros_like(value) for name, value in initial.items()}
     weight = 0.0
@@ -322,13 +323,9 @@ def test_no_node_connected_ends_with_a_clear_error(tmp_path: Path) -> None:
         run(settings, make_grid(settings, kind=EmptyGrid))
 
 
-def _training_items(settings: Settings):  # type: ignore[no-untyped-def]
-    from metarec_shared.sources import load_catalogue, training_items
-
-    return training_items(settings, load_catalogue(settings))
-
-
-def _features(settings: Settings):  # type: ignore[no-untyped-def]
-    from metarec_shared.text import text_features
-
-    return text_features(_training_items(settings).catalogue, settings.text, seed=settings.run.seed)
+def test_nodes_with_another_text_encoder_than_the_servers_are_refused(tmp_path: Path) -> None:
+    settings = small_settings(run__out=str(tmp_path))
+    other = load_learner(small_settings(text__builtin_steps=3))
+    grid = InProcessGrid(other, 60, lambda node_id: simulated_node(settings, 60, node_id))
+    with pytest.raises(FederationError, match=r"60 of 60 nodes failed .*the last said: .*the server's items are"):
+        run(settings, grid)
