@@ -116,7 +116,7 @@ class OuterSettings:
     learning_rate: float = setting(3e-3, "peak outer learning rate", low=0)
     schedule: Literal["cosine", "constant"] = setting("cosine", "outer learning rate after the warm-up")
     warmup_rounds: int = setting(100, "rounds in which the outer learning rate rises linearly", low=0)
-    weight_decay: float = setting(0.1, "decoupled for adamw, else an L2 penalty", low=0)
+    weight_decay: float = setting(0.3, "decoupled for adamw, else an L2 penalty", low=0)
     momentum: float = setting(0.9, "momentum of sgd", low=0, high=0.999)
 
 
@@ -124,7 +124,7 @@ class OuterSettings:
 class FederationSettings:
     """Rounds, nodes and what the server does when nodes fail."""
 
-    rounds: int = setting(800, "rounds of meta-training", low=1)
+    rounds: int = setting(600, "rounds of meta-training", low=1)
     cohort: int = setting(256, "users a round, over all sampled nodes", low=1)
     nodes: int = setting(0, "simulated nodes; 0: one a user", low=0)
     partition: Literal["even", "skewed"] = setting("even", "how users are spread where nodes are fewer than users")

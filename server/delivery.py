@@ -119,6 +119,11 @@ class Tally:
 
     def _fail(self, reply: Message, reason: str) -> None:
         self.failures += 1
-        self.reason = reason
+        self.reason = _last_line(reason)
         if self.failures <= LOGGED_FAILURES:
-            logger.warning("node %d failed: %s", reply.metadata.src_node_id, reason)
+            logger.warning("node %d failed: %s", reply.metadata.src_node_id, self.reason)
+
+
+def _last_line(reason: str) -> str:
+    """Return what went wrong; Flower's engines put a worker's traceback before it, and all in ``<'...'>``."""
+    return (reason.splitlines() or [""])[-1].removesuffix("'>")

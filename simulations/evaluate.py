@@ -139,7 +139,9 @@ def _other_data(checkpoint: Checkpoint, settings: Settings, say: Say) -> _Subjec
     position_of = {text: position for position, text in enumerate(checkpoint.items.known.texts)}
     shared = [(here, position_of[text]) for here, text in enumerate(dataset.catalogue.texts) if text in position_of]
     here, there = (np.array(column, dtype=np.int64) for column in (zip(*shared, strict=True) if shared else ([], [])))
-    features = text_features(dataset.catalogue, settings.text, seed=settings.run.seed)
+    text = replace(settings.text, encoder="builtin") if checkpoint.text_encoder == "builtin" else settings.text
+    corpus = checkpoint.items.catalogue
+    features = text_features(dataset.catalogue, text, corpus=corpus, seed=settings.run.seed, progress=True)
     if features.encoder != checkpoint.text_encoder:
         raise MetaRecError(f"the run's text encoder was {checkpoint.text_encoder}; here it would be {features.encoder}")
     model = checkpoint.transferred(features.vectors, here, there)

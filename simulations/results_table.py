@@ -17,7 +17,7 @@ def print_cold_user(console: Console, cold_user: Mapping[str, Any], k: int) -> N
 def print_cells(console: Console, cells: Sequence[Mapping[str, Any]], k: int) -> None:
     """Print nDCG@k of every method, a column a cell of the protocol."""
     metric = f"ndcg@{k}"
-    table = Table("", title=f"{metric_name(metric)} on users never seen in meta-training, higher is better")
+    table = Table("", title=f"{metric_name(metric)} (higher is better)", caption="on users never seen in meta-training")
     columns = []
     for cell in cells:
         table.add_column(f"{cell['order']} order\nsupport {cell['support']}\n{cell['users']} users", justify="right")

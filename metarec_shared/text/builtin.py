@@ -39,14 +39,27 @@ _MASKED = 0.15
 
 
 def encode(
-    texts: Sequence[str], settings: TextSettings, *, seed: int = 0, progress: bool = False
+    texts: Sequence[str],
+    settings: TextSettings,
+    *,
+    corpus: Sequence[str] | None = None,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Float[Tensor, "texts width"]:
-    """Train the built-in BERT on ``texts`` and return their vectors, scaled to length 1.
+    """Train the built-in BERT on ``corpus`` and return the vectors of ``texts``, scaled to length 1.
 
-    The same texts, settings and seed give the same vectors; torch's global generator is left as it was.
+    The same corpus, settings and seed give the same encoder; torch's global generator is left as it was.
+
+    Args:
+        texts: What to encode.
+        settings: Sizes.
+        corpus: What to train on, and whose vectors are centred and half whitened; None: ``texts``.
+        seed: Seed of the training.
+        progress: Whether to show progress bars.
     """
-    tokenizer = train_tokenizer(texts, settings)
-    tokens = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+    corpus = texts if corpus is None else corpus
+    tokenizer = train_tokenizer(corpus, settings)
+    tokens = [encoding.ids for encoding in tokenizer.encode_batch(list(corpus))]
     with torch.random.fork_rng(devices=[]), _one_thread():
         torch.default_generator.manual_seed(int(generator(seed, "built-in text encoder").integers(2**63)))
         model = _build_model(tokenizer.get_vocab_size(), settings)
@@ -57,8 +70,13 @@ def encode(
         states = model.bert(ids, attention_mask=mask, output_hidden_states=True).hidden_states
         return torch.cat([mean_pooled(states[layer], mask.float()) for layer in (0, -1)], dim=-1)
 
-    pooled = pool_texts(tokens, pool, pad=_PAD, batch=settings.batch, label="encoding item texts", progress=progress)
-    return torch.cat([_spread(half) for half in pooled.chunk(2, dim=-1)], dim=-1) / 2**0.5
+    def pooled(tokens: Sequence[Sequence[int]]) -> Float[Tensor, "texts width"]:
+        return pool_texts(tokens, pool, pad=_PAD, batch=settings.batch, label="encoding item texts", progress=progress)
+
+    known = pooled(tokens)
+    wanted = known if texts is corpus else pooled([encoding.ids for encoding in tokenizer.encode_batch(list(texts))])
+    halves = zip(wanted.chunk(2, dim=-1), known.chunk(2, dim=-1), strict=True)
+    return torch.cat([_spread(half, reference) for half, reference in halves], dim=-1) / 2**0.5
 
 
 def train_tokenizer(texts: Sequence[str], settings: TextSettings) -> Tokenizer:
@@ -147,14 +165,20 @@ def _draw_batch(lengths: Int[Tensor, " texts"]) -> Int[Tensor, " batch"]:
     return drawn.view(_BUCKETS, _BATCH)[int(torch.randint(_BUCKETS, ()))]
 
 
-def _spread(vectors: Float[Tensor, "texts width"]) -> Float[Tensor, "texts width"]:
+def _spread(
+    vectors: Float[Tensor, "texts width"], reference: Float[Tensor, "corpus width"]
+) -> Float[Tensor, "texts width"]:
     """Take the mean out, scale each principal direction by the root of its spread, and scale rows to length 1.
+
+    Mean and directions are those of ``reference``.
 
     That is half of a whitening: directions that all texts vary in, such as their length, no longer hide the others. A
     text that is the mean itself keeps its direction.
     """
-    centred = (vectors - vectors.mean(dim=0)).double()
-    spread, directions = torch.linalg.eigh(centred.T @ centred)
+    mean = reference.mean(dim=0)
+    around = (reference - mean).double()
+    centred = (vectors - mean).double()
+    spread, directions = torch.linalg.eigh(around.T @ around)
     scale = spread.clamp(min=1e-12 * float(spread[-1]) + 1e-30) ** -0.25
     scaled = (centred @ (directions * scale) @ directions.T).float()
     away = centred.norm(dim=-1, keepdim=True) > 1e-4 * vectors.norm(dim=-1, keepdim=True)

@@ -36,13 +36,20 @@ class TextFeatures:
 
 
 def text_features(
-    catalogue: Catalogue, settings: TextSettings, *, seed: int = 0, progress: bool = False
+    catalogue: Catalogue,
+    settings: TextSettings,
+    *,
+    corpus: Catalogue | None = None,
+    seed: int = 0,
+    progress: bool = False,
 ) -> TextFeatures:
     """Encode the text of every item, or read the vectors from the cache where they were computed before.
 
     Args:
         catalogue: The public catalogue.
         settings: Which encoder, and how it reads.
+        corpus: What the built-in encoder is trained on, where a model that was trained with another catalogue shall
+            read this one; None: ``catalogue``.
         seed: Seed of the built-in encoder's training; pre-trained encoders draw nothing.
         progress: Whether to show a progress bar where it takes long.
 
@@ -51,30 +58,32 @@ def text_features(
     """
     source = choose_source(settings)
     try:
-        return _features(catalogue, settings, source, seed, progress)
+        return _features(catalogue, settings, source, corpus or catalogue, seed, progress)
     except SettingsError as error:
         if settings.encoder != "auto":
             raise
         logger.info("the built-in text encoder takes the place of %s: %s", source.label, error)
-        return _features(catalogue, settings, BUILTIN, seed, progress)
+        return _features(catalogue, settings, BUILTIN, corpus or catalogue, seed, progress)
 
 
-def _features(catalogue: Catalogue, settings: TextSettings, source: Source, seed: int, progress: bool) -> TextFeatures:
-    fingerprint = _fingerprint(catalogue, settings, source, seed)
+def _features(
+    catalogue: Catalogue, settings: TextSettings, source: Source, corpus: Catalogue, seed: int, progress: bool
+) -> TextFeatures:
+    fingerprint = _fingerprint(catalogue, settings, source, corpus, seed)
     vectors = cache.read_vectors(fingerprint, len(catalogue))
     if vectors is None:
         if source.kind == "builtin":
-            vectors = builtin.encode(catalogue.texts, settings, seed=seed, progress=progress)
+            vectors = builtin.encode(catalogue.texts, settings, corpus=corpus.texts, seed=seed, progress=progress)
         else:
             vectors = pretrained.encode(catalogue.texts, source, settings, progress=progress)
         cache.write_vectors(fingerprint, vectors, encoder=source.label)
     return TextFeatures(vectors=vectors, encoder=source.label, fingerprint=fingerprint)
 
 
-def _fingerprint(catalogue: Catalogue, settings: TextSettings, source: Source, seed: int) -> str:
+def _fingerprint(catalogue: Catalogue, settings: TextSettings, source: Source, corpus: Catalogue, seed: int) -> str:
     parts = [VERSION, catalogue.fingerprint, source.kind, source.identity, settings.max_tokens]
     if source.kind == "builtin":
-        parts += [seed, settings.builtin_width, settings.builtin_layers]
+        parts += [seed, corpus.fingerprint, settings.builtin_width, settings.builtin_layers]
         parts += [settings.builtin_vocabulary, settings.builtin_steps]
     label = "\x1f".join(str(part) for part in parts)
     return hashlib.blake2b(label.encode(), digest_size=16).hexdigest()

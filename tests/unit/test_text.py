@@ -169,3 +169,10 @@ def test_a_folder_without_a_bert_is_a_settings_error(tmp_path: Path, files: dict
         (folder / name).write_text(content)
     with pytest.raises(SettingsError, match=r"empty holds no BERT that transformers can load"):
         text_features(BOOKS, TextSettings(encoder=str(folder)))
+
+
+def test_the_builtin_encoder_reads_other_texts_as_it_reads_its_corpus() -> None:
+    whole = text_features(BOOKS, SMALL)
+    some = text_features(BOOKS.take([3, 1]), SMALL, corpus=BOOKS)
+    torch.testing.assert_close(some.vectors, whole.vectors[[3, 1]], atol=1e-5, rtol=0.0)
+    assert some.fingerprint != whole.fingerprint
