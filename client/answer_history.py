@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from client.recommend import read_history, read_history_file, recommend
+from client.recommend import read_history_bytes, read_history_file, recommend
 from metarec_shared.checkpoint import load_checkpoint
 
 
@@ -49,7 +49,7 @@ def answer_history(folder: Path, history: str, top_k: int) -> Answer:
     checkpoint = load_checkpoint(folder)
     catalogue, scale = checkpoint.items.catalogue, checkpoint.rating_scale
     if history == "-":
-        profile = read_history(sys.stdin, catalogue, scale, "standard input")
+        profile = read_history_bytes(sys.stdin.buffer.read(), catalogue, scale, "standard input")
     else:
         profile = read_history_file(Path(history), catalogue, scale)
     model = checkpoint.full_model()

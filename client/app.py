@@ -1,5 +1,7 @@
 """The ClientApp: answers the server's messages about the users of one node."""
 
+import logging
+
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -8,10 +10,18 @@ from client.learner import Learner
 from client.meta_update import evaluate_nodes, meta_update
 from client.node import Node, enroll
 from metarec_shared import wire
+from metarec_shared.errors import MetaRecError
 from metarec_shared.exchange import EnrollmentRequest, EvaluateRequest, TrainRequest
 from metarec_shared.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 app = ClientApp()
+
+
+def public_reason(error: Exception) -> str:
+    """Return what the server may be told of an error: our own errors name no user and no interaction, others may."""
+    return str(error) if isinstance(error, MetaRecError) else f"{type(error).__name__}, see the node's log"
 
 
 def _load(context: Context) -> tuple[Learner, Node]:
@@ -39,6 +49,16 @@ def answer(learner: Learner, nodes: list[Node], message: Message) -> RecordDict:
 @app.train()
 @app.evaluate()
 def handle(message: Message, context: Context) -> Message:
-    """Answer a message of any kind."""
-    learner, node = _load(context)
-    return Message(answer(learner, [node], message), reply_to=message)
+    """Answer a message of any kind.
+
+    Raises:
+        MetaRecError: Anything went wrong; what an error that is not ours says stays in the node's own log.
+    """
+    try:
+        learner, node = _load(context)
+        return Message(answer(learner, [node], message), reply_to=message)
+    except MetaRecError:
+        raise
+    except Exception as error:
+        logger.exception("a message of type %s could not be answered", message.metadata.message_type)
+        raise MetaRecError(public_reason(error)) from None

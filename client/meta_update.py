@@ -14,9 +14,11 @@ from torch import Tensor
 
 from client.learner import USERS_AT_ONCE, Learner
 from client.node import Node
+from metarec_shared.errors import NodeError
 from metarec_shared.evaluation import cold_user_tasks, evaluate, model_scorer
 from metarec_shared.exchange import EvaluateRequest, Evaluation, MetaUpdate, Parameters, TrainRequest
 from metarec_shared.meta_gradient import summed_meta_gradient
+from metarec_shared.split import Role
 from metarec_shared.tasks import Task, pad
 
 
@@ -34,20 +36,24 @@ def meta_update(learner: Learner, parameters: Parameters, nodes: Sequence[Node],
 
     Raises:
         WireError: The parameters or the catalogue are not this learner's.
+        NodeError: A meta-gradient is not finite.
     """
     learner.check_catalogue(request.catalogue)
     learner.load(parameters)
     tasks, weights = _draw_tasks(learner, nodes, request)
     gradients = {name: torch.zeros_like(value) for name, value in learner.model.named_parameters()}
-    loss = 0.0
+    loss = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(tasks), USERS_AT_ONCE):
         batch = pad(tasks[start : start + USERS_AT_ONCE]).to(learner.device)
         batch_weights = weights[start : start + USERS_AT_ONCE].to(learner.device)
         part = summed_meta_gradient(learner.model, batch, batch_weights, learner.id_mask(request.round_number))
-        loss += float((part.losses * batch_weights).sum())
+        loss += part.losses.double().sum().cpu()
         for name, gradient in part.gradients.items():
             gradients[name] += gradient
-    return MetaUpdate(gradients=gradients, weight=float(weights.sum()), loss=loss, users=len(tasks), nodes=len(nodes))
+    if not all(bool(value.isfinite().all()) for value in (loss, *gradients.values())):
+        raise NodeError("the meta-update is not finite")
+    weight = sum(_weight(node, learner, request) for node in nodes)
+    return MetaUpdate(gradients=gradients, weight=weight, loss=float(loss), users=len(tasks), nodes=len(nodes))
 
 
 def evaluate_nodes(
@@ -65,24 +71,39 @@ def evaluate_nodes(
         return Evaluation(sums={}, users=0, nodes=len(nodes))
     metrics = evaluate(model_scorer(learner.model, adapt=request.adapt), tasks, learner.settings.evaluation.k)
     return Evaluation(
-        sums={name: float(values.sum()) for name, values in metrics.items()}, users=len(tasks), nodes=len(nodes)
+        sums={name: float(values.sum()) for name, values in metrics.items() if name != "auc"},
+        users=len(tasks),
+        nodes=len(nodes),
     )
 
 
 def _draw_tasks(learner: Learner, nodes: Sequence[Node], request: TrainRequest) -> tuple[list[Task], Tensor]:
     settings, tasks, weights = learner.settings, [], []
     for node in nodes:
-        users = node.draw(request)
+        users, scale = node.draw(request), request.rating_scale
+        share = 1.0 if settings.federation.weighting == "users" else 1.0 / max(_expected_users(node, request), 1e-9)
         tasks += [
-            node.population.training_task(int(u), request.round_number, settings.tasks, settings.model.width)
+            node.population.training_task(int(u), request.round_number, settings.tasks, settings.model.width, scale)
             for u in users
         ]
-        weights += [1.0 if settings.federation.weighting == "users" else 1.0 / len(users)] * len(users)
+        weights += [share] * len(users)
     return tasks, torch.tensor(weights)
+
+
+def _weight(node: Node, learner: Learner, request: TrainRequest) -> float:
+    """Return the node's weight: its expected users, or one. It is public, unlike the number of users drawn."""
+    expected = _expected_users(node, request)
+    return expected if learner.settings.federation.weighting == "users" else float(expected > 0)
+
+
+def _expected_users(node: Node, request: TrainRequest) -> float:
+    return len(node.users_in(Role.TRAINING)) * min(request.sampling_rate, 1.0)
 
 
 def _evaluation_tasks(learner: Learner, nodes: Sequence[Node], request: EvaluateRequest) -> Iterator[Task]:
     sizes = learner.settings.evaluation
     for node in nodes:
         users = node.users_in(request.role)
-        yield from cold_user_tasks(node.population, users, request.order, sizes.support, sizes.query)
+        yield from cold_user_tasks(
+            node.population, users, request.order, sizes.support, sizes.query, request.rating_scale
+        )

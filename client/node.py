@@ -60,5 +60,5 @@ def enroll(nodes: list[Node], catalogue_size: int) -> Enrollment:
                 validation_users=len(node.users_in(Role.VALIDATION)),
             )
         )
-    scale = RatingScale.widest(node.population.rating_scale for node in nodes)
+    scale = RatingScale.widest(node.population.observed_scale(node.users_in(Role.TRAINING)) for node in nodes)
     return Enrollment(nodes=tuple(summaries), item_counts=counts, rating_scale=scale)

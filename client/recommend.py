@@ -77,10 +77,23 @@ def read_history_file(path: Path, catalogue: Catalogue, scale: RatingScale | Non
         DataError: The file cannot be read, or holds what ``read_history`` refuses.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise DataError(f"{path}: cannot read the history: {error}") from error
-    return read_history(lines, catalogue, scale, path.name)
+    return read_history_bytes(content, catalogue, scale, path.name)
+
+
+def read_history_bytes(content: bytes, catalogue: Catalogue, scale: RatingScale | None, source: str) -> Profile:
+    """Read a history from UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        DataError: It is not UTF-8, or holds what ``read_history`` refuses.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source}: cannot read the history: not UTF-8 at byte {error.start}") from error
+    return read_history(text.splitlines(), catalogue, scale, source)
 
 
 @torch.no_grad()

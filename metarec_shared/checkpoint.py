@@ -194,6 +194,9 @@ def tensors_below(tensors: dict[str, torch.Tensor], prefix: str) -> Parameters:
 def _load_catalogue(path: Path) -> Catalogue:
     try:
         columns = json.loads(path.read_text(encoding="utf-8"))
-        return Catalogue(*(tuple(columns[name]) for name in ("item_ids", "titles", "texts")))
+        item_ids, titles, texts = (tuple(columns[name]) for name in ("item_ids", "titles", "texts"))
+        if not len(item_ids) == len(titles) == len(texts):
+            raise ValueError(f"{len(item_ids)} ids, {len(titles)} titles and {len(texts)} texts")
+        return Catalogue(item_ids=item_ids, titles=titles, texts=texts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot read the catalogue of the model: {error}") from error

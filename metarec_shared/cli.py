@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except MetaRecError as error:
+    except (MetaRecError, OSError) as error:  # an OSError names the file and what the system said
         _show(error, debug)
         return 2
     except (KeyboardInterrupt, click.Abort):

@@ -78,7 +78,7 @@ def _print_summary(console: "Console", dataset: "Dataset") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    interactions, scale = dataset.interactions, dataset.rating_scale
+    interactions = dataset.interactions
     users, items, count = len(interactions), len(dataset.catalogue), len(interactions.items)
     facts = {
         "layout": dataset.layout,
@@ -86,7 +86,7 @@ def _print_summary(console: "Console", dataset: "Dataset") -> None:
         "items": f"{items:,}",
         "interactions": f"{count:,}",
         "density": f"{count / (users * items):.3%}",
-        "rating scale": f"{scale.low:g} to {scale.high:g}" if scale else "no ratings",
+        "ratings": _ratings(dataset),
         "order of a history": "time" if interactions.has_time else "file (no timestamps)",
     }
     table = Table.grid(padding=(0, 2))
@@ -94,6 +94,17 @@ def _print_summary(console: "Console", dataset: "Dataset") -> None:
         table.add_row(fact, Text(value))
     console.print(Text(dataset.name, style="bold"))
     console.print(table)
+
+
+def _ratings(dataset: "Dataset") -> str:
+    import numpy as np
+
+    ratings, scale = dataset.interactions.ratings, dataset.rating_scale
+    if np.isnan(ratings).all():
+        return "none"
+    if scale is not None:
+        return f"on a scale of {scale.low:g} to {scale.high:g}"
+    return f"from {np.nanmin(ratings):g} to {np.nanmax(ratings):g}, no fixed scale"
 
 
 def _print_lengths(console: "Console", lengths: "NDArray[np.int64]") -> None:

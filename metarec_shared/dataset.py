@@ -50,7 +50,7 @@ class Dataset:
         layout: Which layout the folder was found to be in.
         catalogue: Public items.
         interactions: Private histories, users sorted by id.
-        rating_scale: The ratings' scale; None where interactions carry no rating.
+        rating_scale: The ratings' scale where layout or settings fix it, which makes it public; else None.
         problems: What was skipped or mended.
     """
 

@@ -21,5 +21,9 @@ class WireError(MetaRecError):
     """A message between server and node has the wrong names, shapes or values."""
 
 
+class NodeError(MetaRecError):
+    """A node cannot answer what it was asked."""
+
+
 class FederationError(MetaRecError):
     """Too few nodes answered for the federation to go on."""

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarec_shared.dataset import RatingScale
 from metarec_shared.metrics import ranking_metrics
 from metarec_shared.model import BertRecommender
 from metarec_shared.population import Order, Population
@@ -20,11 +21,16 @@ Scorer = Callable[[TaskBatch], Float[Tensor, "users items"]]
 
 
 def cold_user_tasks(
-    population: Population, users: NDArray[np.int64], order: Order, support: int, query: int
+    population: Population,
+    users: NDArray[np.int64],
+    order: Order,
+    support: int,
+    query: int,
+    scale: RatingScale | None,
 ) -> list[Task]:
     """Return the cold-user tasks of those ``users`` whose history is longer than ``support``."""
     long_enough = users[population.interactions.lengths[users] > support]
-    return [population.evaluation_task(int(user), order, support, query) for user in long_enough]
+    return [population.evaluation_task(int(user), order, support, query, scale) for user in long_enough]
 
 
 def evaluate(scorer: Scorer, tasks: Sequence[Task], k: int) -> dict[str, Float[Tensor, " users"]]:

@@ -64,11 +64,13 @@ class TrainRequest:
     Attributes:
         round_number: Round, from 1; it addresses every draw.
         sampling_rate: Chance of each meta-training user of the node to take part (Poisson sampling).
+        rating_scale: The scale on which all nodes read ratings as feedback; None: there are no ratings.
         catalogue: Fingerprint of the catalogue the parameters belong to.
     """
 
     round_number: int
     sampling_rate: float
+    rating_scale: RatingScale | None
     catalogue: str
 
 
@@ -78,8 +80,8 @@ class MetaUpdate:
 
     Attributes:
         gradients: Sum over users of weight times meta-gradient, by parameter name.
-        weight: Sum of the weights; the server divides by it.
-        loss: Sum over users of weight times query loss.
+        weight: Sum of the nodes' public weights; the server divides by it.
+        loss: Sum over users of the query loss.
         users: Users that took part.
         nodes: Nodes that took part.
     """
@@ -99,12 +101,14 @@ class EvaluateRequest:
         role: Whose metrics.
         order: Order in which their histories are read.
         adapt: Whether to run the inner loop.
+        rating_scale: The scale on which all nodes read ratings as feedback; None: there are no ratings.
         catalogue: Fingerprint of the catalogue the parameters belong to.
     """
 
     role: Role
     order: Order
     adapt: bool
+    rating_scale: RatingScale | None
     catalogue: str
 
 

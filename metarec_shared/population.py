@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarec_shared.dataset import RatingScale
+from metarec_shared.errors import DataError
 from metarec_shared.interactions import Interactions
 from metarec_shared.randomness import generator, user_keys
 from metarec_shared.settings import TaskSettings
@@ -27,15 +28,13 @@ class Population:
         interactions: Histories over the catalogue the model is trained on.
         keys: Keyed hash of each user id, uint64 [users].
         roles: Role of each user, int8 [users].
-        feedback: Feedback level of each interaction, int64 [interactions].
-        rating_scale: The scale those levels divide; None where there are no ratings.
+        rating_scale: The scale of the ratings where it is fixed; None where it is not, or where there are none.
         seed: The run's seed, which keyed the hash.
     """
 
     interactions: Interactions
     keys: NDArray[np.uint64]
     roles: NDArray[np.int8]
-    feedback: NDArray[np.int64]
     rating_scale: RatingScale | None
     seed: int
 
@@ -47,7 +46,6 @@ class Population:
             interactions=interactions,
             keys=keys,
             roles=roles(keys),
-            feedback=feedback_levels(interactions.ratings, scale),
             rating_scale=scale,
             seed=seed,
         )
@@ -61,17 +59,33 @@ class Population:
         """Return how many of ``users`` interacted with each item, int64 [items]."""
         return np.bincount(self.interactions.take(users).items, minlength=catalogue_size)
 
-    def training_task(self, user: int, round_number: int, settings: TaskSettings, width: int) -> Task:
-        """Draw the meta-training task of one user in one round."""
+    def observed_scale(self, users: NDArray[np.int64]) -> RatingScale | None:
+        """Return the fixed scale, or the lowest and highest rating of ``users``; None where they gave none."""
+        ratings = self.interactions.take(users).ratings
+        ratings = ratings[~np.isnan(ratings)]
+        if not len(ratings):
+            return None
+        return self.rating_scale or RatingScale(low=float(ratings.min()), high=float(ratings.max()))
+
+    def training_task(
+        self, user: int, round_number: int, settings: TaskSettings, width: int, scale: RatingScale | None
+    ) -> Task:
+        """Draw the meta-training task of one user in one round, feedback read on ``scale``."""
         rows = slice(self.interactions.offsets[user], self.interactions.offsets[user + 1])
         rng = generator(self.seed, "task", round_number, int(self.keys[user]))
-        return draw_training_task(self.interactions.items[rows], self.feedback[rows], settings, width, rng)
+        feedback = feedback_levels(self.interactions.ratings[rows], scale)
+        return draw_training_task(self.interactions.items[rows], feedback, settings, width, rng)
 
-    def evaluation_task(self, user: int, order: Order, support: int, query: int) -> Task:
+    def evaluation_task(self, user: int, order: Order, support: int, query: int, scale: RatingScale | None) -> Task:
         """Return the cold-user task of one user: the first ``support`` items, then the next ``query``.
 
         The random order has the address (seed, user), so that a smaller support set is a prefix of a larger one.
+
+        Raises:
+            DataError: Time order is asked of data without timestamps.
         """
+        if order == "time" and not self.interactions.has_time:
+            raise DataError("the data has no timestamps, so its histories have no time order")
         start, stop = self.interactions.offsets[user], self.interactions.offsets[user + 1]
         rows = np.arange(start, stop)
         if order == "random":
@@ -80,6 +94,6 @@ class Population:
         return Task(
             support=self.interactions.items[rows[:support]],
             support_mask=np.ones(min(support, len(rows)), dtype=bool),
-            feedback=self.feedback[rows[:support]],
+            feedback=feedback_levels(self.interactions.ratings[rows[:support]], scale),
             query=self.interactions.items[rows[support : support + query]],
         )

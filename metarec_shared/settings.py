@@ -7,6 +7,7 @@ overrides only keys that exist there, and a test holds the two equal.
 
 import dataclasses
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +29,9 @@ class RunSettings:
     """What this run is and where it runs."""
 
     seed: int = setting(0, "seed of every draw, the split of users into training, validation and test included", low=0)
-    out: str = setting("", "folder the run is written to; empty: metarec-runs/<time> under the working directory")
+    out: str = setting(
+        "", "folder of the run; empty: metarec-runs/<time>, under Flower's engines ~/.metarec/runs/<time>"
+    )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where tensors live; auto: cuda where there is one")
     resume: bool = setting(False, "go on from the last checkpoint in `out`")
 
@@ -114,9 +117,12 @@ class OuterSettings:
 
     optimizer: Literal["adamw", "adam", "sgd"] = setting("adamw", "torch.optim optimizer of the outer loop")
     learning_rate: float = setting(3e-3, "peak outer learning rate", low=0)
-    schedule: Literal["cosine", "constant"] = setting("cosine", "outer learning rate after the warm-up")
+    schedule: Literal["cosine", "constant"] = setting("constant", "outer learning rate after the warm-up")
     warmup_rounds: int = setting(100, "rounds in which the outer learning rate rises linearly", low=0)
     weight_decay: float = setting(0.3, "decoupled for adamw, else an L2 penalty", low=0)
+    averaging: float = setting(
+        0.98, "share of the average kept a round; 0: the last round counts alone", low=0, high=0.9999
+    )
     momentum: float = setting(0.9, "momentum of sgd", low=0, high=0.999)
 
 
@@ -124,7 +130,7 @@ class OuterSettings:
 class FederationSettings:
     """Rounds, nodes and what the server does when nodes fail."""
 
-    rounds: int = setting(600, "rounds of meta-training", low=1)
+    rounds: int = setting(400, "rounds of meta-training", low=1)
     cohort: int = setting(256, "users a round, over all sampled nodes", low=1)
     nodes: int = setting(0, "simulated nodes; 0: one a user", low=0)
     partition: Literal["even", "skewed"] = setting("even", "how users are spread where nodes are fewer than users")
@@ -261,6 +267,8 @@ def _parse_value(value: Any, wanted: Any, limits: Mapping[str, Any], where: str)
         value = float(value)
     if type(value) is not wanted:
         raise SettingsError(f"{where} must be a {_TYPE_NAMES[wanted]}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingsError(f"{where} must be finite, got {value!r}")
     low, high = limits["low"], limits["high"]
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         wish = f"at least {low}" if high is None else f"between {low} and {high}"

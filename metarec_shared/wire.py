@@ -5,7 +5,7 @@ up, "names" (a ConfigRecord) where an answer carries text, "parameters" (an Arra
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -27,6 +27,9 @@ from metarec_shared.exchange import (
 )
 from metarec_shared.split import Role
 
+_HEADER = 4096
+"""Most bytes that the header of a serialized array may take."""
+
 RequestT = TypeVar("RequestT", EnrollmentRequest, TrainRequest, EvaluateRequest)
 
 
@@ -41,21 +44,54 @@ def unpack_parameters(record: ArrayRecord) -> Parameters:
     Raises:
         WireError: An array cannot be decoded.
     """
+    return {name: torch.from_numpy(_decode(name, array)) for name, array in record.items()}
+
+
+def _decode(name: str, array: Array) -> NDArray[Any]:
+    """Decode one array whose bytes may be anything at all."""
     try:
-        return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
-    except (ValueError, TypeError, OSError, EOFError) as error:
-        raise WireError(f"parameters cannot be decoded: {error}") from error
+        size = int(np.prod(array.shape, dtype=np.float64)) * np.dtype(array.dtype).itemsize
+        if not size <= len(array.data) <= size + _HEADER:
+            raise WireError(f"array {name}: {len(array.data)} bytes cannot hold {array.dtype} of shape {array.shape}")
+        value: NDArray[Any] = array.numpy()
+    except WireError:
+        raise
+    except Exception as error:  # a hostile header can make the decoder raise nearly anything
+        raise WireError(f"array {name} cannot be decoded: {type(error).__name__}") from error
+    if value.dtype != np.dtype(array.dtype) or value.shape != tuple(array.shape):
+        raise WireError(f"array {name}: declared {array.dtype} {array.shape}, holds {value.dtype} {value.shape}")
+    return value
 
 
 def pack_request(
     request: EnrollmentRequest | TrainRequest | EvaluateRequest, parameters: ArrayRecord | None = None
 ) -> RecordDict:
     """Return the content of a message to a node; ``parameters`` are shared between messages, not copied."""
-    values = {name: int(value) if isinstance(value, Role) else value for name, value in asdict(request).items()}
-    content = RecordDict({"request": ConfigRecord(values)})
+    content = RecordDict(
+        {"request": ConfigRecord({key.name: _flat(getattr(request, key.name)) for key in fields(request)})}
+    )
     if parameters is not None:
         content["parameters"] = parameters
     return content
+
+
+def _flat(value: Any) -> Any:
+    """Return what stands for a value in a ConfigRecord."""
+    match value:
+        case RatingScale():
+            return [value.low, value.high]
+        case Role():
+            return int(value)
+        case None:
+            return []
+        case _:
+            return value
+
+
+def _scale(value: Any) -> RatingScale | None:
+    if not isinstance(value, list) or len(value) not in (0, 2) or not np.isfinite(value).all():
+        raise WireError(f"a rating scale must be empty or two numbers, got {value!r}")
+    return RatingScale(low=float(value[0]), high=float(value[1])) if value else None
 
 
 def unpack_request(kind: type[RequestT], content: RecordDict) -> RequestT:
@@ -65,10 +101,14 @@ def unpack_request(kind: type[RequestT], content: RecordDict) -> RequestT:
         WireError: A value is missing or of the wrong type.
     """
     values: dict[str, Any] = dict(_record(content, "request", ConfigRecord))
+    if "rating_scale" in values:
+        values["rating_scale"] = _scale(values["rating_scale"])
     for key in fields(kind):
         if type(values.get(key.name)) not in _SCALARS.get(key.name, (str,)):
             raise WireError(f"{kind.__name__}.{key.name} is missing or mistyped, got {values.get(key.name)!r}")
     if kind is EvaluateRequest:
+        if values["role"] not in list(Role) or values["order"] not in ("random", "time"):
+            raise WireError(f"no role {values['role']} or no order {values['order']!r}")
         values["role"] = Role(values["role"])
     return kind(**values)
 
@@ -78,6 +118,7 @@ _SCALARS: dict[str, tuple[type, ...]] = {
     "sampling_rate": (float,),
     "role": (int,),
     "adapt": (bool,),
+    "rating_scale": (RatingScale, type(None)),
 }
 
 
@@ -95,6 +136,7 @@ def pack_enrollment(enrollment: Enrollment) -> RecordDict:
             "names": ConfigRecord({"names": [node.name for node in nodes]}),
             "numbers": MetricRecord(
                 {
+                    "nodes": len(nodes),
                     "node_ids": [node.node_id for node in nodes],
                     "training_users": [node.training_users for node in nodes],
                     "validation_users": [node.validation_users for node in nodes],
@@ -114,24 +156,23 @@ def unpack_enrollment(content: RecordDict, items: int) -> Enrollment:
     numbers = _record(content, "numbers", MetricRecord)
     names = _record(content, "names", ConfigRecord).get("names")
     columns = [names, *(numbers.get(name) for name in ("node_ids", "training_users", "validation_users"))]
-    scale = numbers.get("rating_scale")
     if not all(isinstance(column, list) and len(column) == len(names or ()) for column in columns):  # type: ignore[arg-type]
         raise WireError("an enrolment must name its nodes and give an id and two counts for each")
-    if not isinstance(scale, list) or len(scale) not in (0, 2):
-        raise WireError(f"the rating scale of an enrolment must be empty or two numbers, got {scale!r}")
     nodes = tuple(
         NodeSummary(
             node_id=int(node_id), name=str(name), training_users=int(training), validation_users=int(validation)
         )
         for name, node_id, training, validation in zip(*cast("list[list[Any]]", columns), strict=True)
     )
-    rating_scale = RatingScale(low=float(scale[0]), high=float(scale[1])) if scale else None
-    return Enrollment(nodes=nodes, item_counts=_item_counts(content, items), rating_scale=rating_scale)
+    scale = _scale(numbers.get("rating_scale"))
+    return Enrollment(nodes=nodes, item_counts=_item_counts(content, items), rating_scale=scale)
 
 
 def _item_counts(content: RecordDict, items: int) -> NDArray[np.int64]:
     record = _record(content, "arrays", ArrayRecord)
-    counts: NDArray[np.int64] = record["item_counts"].numpy() if "item_counts" in record else np.empty(0, np.int64)
+    counts: NDArray[np.int64] = (
+        _decode("item_counts", record["item_counts"]) if "item_counts" in record else np.empty(0, np.int64)
+    )
     if counts.shape != (items,) or counts.dtype != np.int64 or (counts < 0).any():
         raise WireError(f"item_counts must be {items} counts, got {counts.dtype} of shape {counts.shape}")
     return counts

@@ -24,25 +24,29 @@ LOGGED_FAILURES = 5
 """Failures of one exchange that are logged one by one; the rest are counted."""
 
 
-def node_count(reply: Message) -> int:
-    """Return how many nodes a reply stands for: one, unless the engine folded several into it."""
-    if reply.has_error() or "numbers" not in reply.content.metric_records:
+def folds_replies(grid: Grid) -> bool:
+    """Return whether the grid may fold the replies of several nodes into one; only a grid of our own says so."""
+    return bool(getattr(grid, "folds_replies", False))
+
+
+def node_count(reply: Message, *, folds: bool) -> int:
+    """Return how many nodes a reply stands for: one, unless the grid folds replies, whatever the reply claims."""
+    if not folds or reply.has_error():
         return 1
-    numbers = reply.content.metric_records["numbers"]
-    nodes = numbers.get("nodes", len(ids) if isinstance(ids := numbers.get("node_ids"), list) else 1)
-    return int(nodes) if isinstance(nodes, int | float) else 1
+    nodes = reply.content.metric_records["numbers"]["nodes"]
+    return int(nodes) if isinstance(nodes, int) else 1
 
 
 def deliver(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterator[Message]:
     """Push ``messages`` and yield the replies one by one until every node answered or ``timeout`` seconds passed."""
-    identifiers = set(grid.push_messages(messages))
+    identifiers, folds = set(grid.push_messages(messages)), folds_replies(grid)
     waiting = len(identifiers)
     deadline = time.monotonic() + timeout
     while waiting > 0:
         replies = list(grid.pull_messages(identifiers))
         for reply in replies:
             identifiers.discard(reply.metadata.reply_to_message_id)
-            waiting -= node_count(reply)
+            waiting -= node_count(reply, folds=folds)
             yield reply
         if time.monotonic() >= deadline:
             return
@@ -70,6 +74,7 @@ class Tally:
 
     Attributes:
         sent: Nodes asked.
+        folds: Whether a reply may stand for several nodes.
         bytes_down: Bytes sent to them.
         answered: Nodes whose answer could be used.
         failures: Nodes that failed, answered what cannot be used, or stayed silent.
@@ -78,6 +83,7 @@ class Tally:
     """
 
     sent: int = 0
+    folds: bool = False
     bytes_down: int = 0
     answered: int = 0
     failures: int = 0
@@ -95,7 +101,7 @@ class Tally:
             except WireError as error:
                 self._fail(reply, str(error))
                 continue
-            nodes = node_count(reply)
+            nodes = node_count(reply, folds=self.folds)
             self.answered += nodes
             self.bytes_up += nodes * wire.content_bytes(reply.content)
             yield answer
@@ -118,7 +124,7 @@ class Tally:
             )
 
     def _fail(self, reply: Message, reason: str) -> None:
-        self.failures += 1
+        self.failures += node_count(reply, folds=self.folds)
         self.reason = _last_line(reason)
         if self.failures <= LOGGED_FAILURES:
             logger.warning("node %d failed: %s", reply.metadata.src_node_id, self.reason)

@@ -24,7 +24,7 @@ from metarec_shared.model import BertRecommender
 from metarec_shared.randomness import generator
 from metarec_shared.settings import Settings
 from metarec_shared.sources import ItemFeatures, load_item_features
-from server.delivery import Tally, deliver, wait_for_nodes
+from server.delivery import Tally, deliver, folds_replies, wait_for_nodes
 from server.fedmaml import FedMAML
 from server.outer_optimizer import OuterOptimizer
 from server.progress import Progress
@@ -47,7 +47,7 @@ def run_federation(grid: Grid, settings: Settings) -> None:
         MetaRecError: The data, the settings, the resume point or the nodes do not allow the run.
     """
     folder = Path(settings.run.out)
-    _check_folder(folder, resume=settings.run.resume)
+    check_folder(folder, resume=settings.run.resume)
     announce(NO_PRIVACY_NOTICE)
     public = load_item_features(settings, progress=True)
     logger.info("text encoder: %s", public.features.encoder)
@@ -56,7 +56,7 @@ def run_federation(grid: Grid, settings: Settings) -> None:
     optimizer = OuterOptimizer(settings.outer, initial, settings.federation.rounds)
     best, done = Best(), 0
     if settings.run.resume:
-        point = load_resume_point(folder, settings, roster.fingerprint)
+        point = load_resume_point(folder, settings, roster.fingerprint, public.fingerprint)
         optimizer.load(point.parameters, point.optimizer)
         best, done = point.best, point.round_number
         logger.info("resuming after round %d", done)
@@ -112,7 +112,7 @@ def enroll_nodes(grid: Grid, settings: Settings, public: ItemFeatures) -> Roster
         )
     request = wire.pack_request(EnrollmentRequest(catalogue=public.fingerprint))
     items = len(public.items.positions)
-    tally = Tally(sent=len(nodes))
+    tally = Tally(sent=len(nodes), folds=folds_replies(grid))
     replies = deliver(grid, [Message(request, node, "query") for node in nodes], limits.round_timeout)
     answers = list(tally.read(replies, lambda content: wire.unpack_enrollment(content, items)))
     tally.check(limits)
@@ -194,7 +194,7 @@ class RunKeeper:
     def _save_checkpoint(self, number: int, value: float | None) -> None:
         save_checkpoint(
             Checkpoint(
-                parameters=self.optimizer.parameters,
+                parameters=self.optimizer.average,
                 settings=self.settings,
                 items=self.public.items,
                 text=self.public.features.vectors,
@@ -213,6 +213,7 @@ class RunKeeper:
             optimizer=self.optimizer.state(),
             best=self.best,
             roster=self.roster.fingerprint,
+            items=self.public.fingerprint,
             settings=self.settings,
         )
 
@@ -222,10 +223,16 @@ def default_out() -> str:
     return str(Path("metarec-runs") / time.strftime("%Y%m%d-%H%M%S"))
 
 
-def _check_folder(folder: Path, *, resume: bool) -> None:
+def check_folder(folder: Path, *, resume: bool) -> None:
+    """Refuse to write over a run, and to resume one that is not there.
+
+    Raises:
+        CheckpointError: One or the other was asked for.
+    """
     there = (folder / RESUME_FILE).exists()
     if there and not resume:
         raise CheckpointError(f"{folder} already holds a run; go on with --resume or give another --out")
     if resume and not there:
         raise CheckpointError(f"{folder} holds no run to resume: {RESUME_FILE} is missing")
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder}: wanted a folder for the run, got a file")

@@ -20,7 +20,7 @@ from metarec_shared import wire
 from metarec_shared.exchange import EvaluateRequest, Parameters, TrainRequest
 from metarec_shared.settings import Settings
 from metarec_shared.split import Role
-from server.delivery import Tally, deliver
+from server.delivery import Tally, deliver, folds_replies
 from server.outer_optimizer import OuterOptimizer
 from server.roster import Roster
 
@@ -62,8 +62,13 @@ class FedMAML(Strategy):
     ) -> Iterable[Message]:
         """Ask a cohort for meta-updates; all messages share one content."""
         cohort = self._roster.cohort(self._settings.run.seed, server_round, self._settings.federation.cohort)
-        request = TrainRequest(round_number=server_round, sampling_rate=cohort.sampling_rate, catalogue=self._catalogue)
-        return self._messages("train", wire.pack_request(request, arrays), cohort.nodes, server_round)
+        request = TrainRequest(
+            round_number=server_round,
+            sampling_rate=cohort.sampling_rate,
+            rating_scale=self._roster.rating_scale,
+            catalogue=self._catalogue,
+        )
+        return self._messages(grid, "train", wire.pack_request(request, arrays), cohort.nodes, server_round)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -90,16 +95,17 @@ class FedMAML(Strategy):
                 "bytes_up": tally.bytes_up,
             }
         )
+        if users:
+            metrics["train_loss"] = loss / users
         if weight > 0:
             mean = {name: gradient / weight for name, gradient in total.items()}
             metrics["learning_rate"] = self._optimizer.step(mean, server_round)
-            metrics["train_loss"] = loss / weight
         return wire.pack_parameters(self._optimizer.parameters), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask every node with validation users for their metrics, on evaluation rounds."""
+        """Ask every node with validation users for the metrics of the averaged parameters, on evaluation rounds."""
         settings = self._settings
         last = server_round == settings.federation.rounds
         if server_round % settings.federation.evaluate_every and not last:
@@ -109,10 +115,11 @@ class FedMAML(Strategy):
             role=Role.VALIDATION,
             order=settings.evaluation.select_by,
             adapt=settings.adaptation.steps > 0,
+            rating_scale=self._roster.rating_scale,
             catalogue=self._catalogue,
         )
-        content = wire.pack_request(request, arrays)
-        return self._messages("evaluate", content, self._roster.validation, server_round)
+        content = wire.pack_request(request, wire.pack_parameters(self._optimizer.average))
+        return self._messages(grid, "evaluate", content, self._roster.validation, server_round)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average the metrics over validation users; None where this round evaluates nobody.
@@ -168,6 +175,10 @@ class FedMAML(Strategy):
                 break
         return result
 
-    def _messages(self, kind: str, content: RecordDict, nodes: tuple[int, ...], server_round: int) -> Iterable[Message]:
-        self._tally = Tally(sent=len(nodes), bytes_down=len(nodes) * wire.content_bytes(content))
+    def _messages(
+        self, grid: Grid, kind: str, content: RecordDict, nodes: tuple[int, ...], server_round: int
+    ) -> Iterable[Message]:
+        self._tally = Tally(
+            sent=len(nodes), folds=folds_replies(grid), bytes_down=len(nodes) * wire.content_bytes(content)
+        )
         return [Message(content, node, kind, group_id=str(server_round)) for node in nodes]

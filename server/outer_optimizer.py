@@ -9,6 +9,10 @@ from metarec_shared.errors import CheckpointError
 from metarec_shared.exchange import Parameters
 from metarec_shared.settings import OuterSettings
 
+_AVERAGE = "average"
+_AVERAGING_DELAY = 9
+"""Round n keeps at most n / (n + 9) of the average before it, so that the first rounds are soon forgotten."""
+
 
 def outer_learning_rate(settings: OuterSettings, round_number: int, rounds: int) -> float:
     """Return the outer learning rate of a round (from 1): a linear warm-up, then constant or a half cosine to zero."""
@@ -18,7 +22,9 @@ def outer_learning_rate(settings: OuterSettings, round_number: int, rounds: int)
 
 
 class OuterOptimizer:
-    """Takes one outer step a round on a copy of the parameters it was given.
+    """Takes one outer step a round on a copy of the parameters it was given, and averages where it has been.
+
+    The average is exponential over rounds (Polyak averaging): what one cohort moved too far, others move back.
 
     Args:
         settings: Which optimizer, and its constants.
@@ -31,11 +37,17 @@ class OuterOptimizer:
         self._rounds = rounds
         self._parameters = {name: nn.Parameter(value.detach().clone()) for name, value in parameters.items()}
         self._optimizer = _build(settings, list(self._parameters.values()))
+        self._average = {name: value.detach().clone() for name, value in self._parameters.items()}
 
     @property
     def parameters(self) -> Parameters:
         """The meta-initialization as it stands."""
         return {name: value.detach() for name, value in self._parameters.items()}
+
+    @property
+    def average(self) -> Parameters:
+        """The exponential moving average of the meta-initializations so far: what is evaluated and kept."""
+        return dict(self._average)
 
     def step(self, gradients: Parameters, round_number: int) -> float:
         """Take one step along the mean meta-gradient; return the learning rate it was taken with."""
@@ -46,13 +58,17 @@ class OuterOptimizer:
             parameter.grad = gradients[name]
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        kept = min(self._settings.averaging, round_number / (round_number + _AVERAGING_DELAY))
+        for name, value in self.parameters.items():
+            self._average[name].lerp_(value, 1.0 - kept)
         return rate
 
     def state(self) -> dict[str, Tensor]:
-        """Return the optimizer's state as named tensors, ``"<quantity>/<parameter>"``."""
+        """Return all that is not the parameters themselves as named tensors, ``"<quantity>/<parameter>"``."""
+        average = {f"{_AVERAGE}/{name}": value for name, value in self._average.items()}
         names = list(self._parameters)
         per_parameter = self._optimizer.state_dict()["state"]
-        return {
+        return average | {
             f"{quantity}/{names[index]}": torch.as_tensor(value)
             for index, quantities in per_parameter.items()
             for quantity, value in quantities.items()
@@ -65,7 +81,8 @@ class OuterOptimizer:
         Raises:
             CheckpointError: They belong to other parameters.
         """
-        if parameters.keys() != self._parameters.keys():
+        shapes, own = ({name: value.shape for name, value in p.items()} for p in (parameters, self._parameters))
+        if shapes != own:
             raise CheckpointError("the checkpoint's parameters are not those of this model")
         positions = {name: index for index, name in enumerate(self._parameters)}
         for name, value in parameters.items():
@@ -73,6 +90,9 @@ class OuterOptimizer:
         per_parameter: dict[int, dict[str, Tensor]] = {}
         for key, value in state.items():
             quantity, _, name = key.partition("/")
+            if quantity == _AVERAGE:
+                self._average[name].copy_(value)
+                continue
             per_parameter.setdefault(positions[name], {})[quantity] = value
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": per_parameter, "param_groups": groups})

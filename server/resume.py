@@ -46,6 +46,7 @@ class ResumePoint:
         optimizer: State of the outer optimizer.
         best: The best round so far; its parameters stand in the run's checkpoint.
         roster: Fingerprint of the nodes and their data.
+        items: Fingerprint of the items and their text vectors.
         settings: The run's settings.
     """
 
@@ -54,6 +55,7 @@ class ResumePoint:
     optimizer: dict[str, Tensor]
     best: Best
     roster: str
+    items: str
     settings: Settings
 
 
@@ -65,12 +67,13 @@ def save_resume_point(point: ResumePoint, folder: Path) -> None:
         "round": point.round_number,
         "best": {"round": point.best.round_number, "value": point.best.value, "stale": point.best.stale},
         "roster": point.roster,
+        "items": point.items,
         "settings": json.loads(point.settings.to_json()),
     }
     save_tensors(folder / RESUME_FILE, tensors, description)
 
 
-def load_resume_point(folder: Path, settings: Settings, roster: str) -> ResumePoint:
+def load_resume_point(folder: Path, settings: Settings, roster: str, items: str) -> ResumePoint:
     """Read the resume point of a run with these ``settings`` and this data.
 
     Raises:
@@ -78,7 +81,11 @@ def load_resume_point(folder: Path, settings: Settings, roster: str) -> ResumePo
     """
     path = folder / RESUME_FILE
     tensors, description = load_tensors(path)
+    if not {"round", "best", "roster", "items", "settings"} <= description.keys():
+        raise CheckpointError(f"{path}: not a point to resume from")
     _check_settings(path, flatten(description["settings"], str(path)), settings)
+    if description["items"] != items:
+        raise CheckpointError(f"{path}: the run was made with other items or another text encoder than these")
     if description["roster"] != roster:
         raise CheckpointError(f"{path}: the run was made with other data or other nodes; --resume needs the same")
     best = description["best"]
@@ -88,6 +95,7 @@ def load_resume_point(folder: Path, settings: Settings, roster: str) -> ResumePo
         optimizer=tensors_below(tensors, "optimizer/"),
         best=Best(round_number=best["round"], value=best["value"], stale=best["stale"]),
         roster=roster,
+        items=items,
         settings=settings,
     )
 

@@ -74,7 +74,8 @@ class Roster:
     def fingerprint(self) -> str:
         """Hash of who enrolled with how many users and interactions: another data set has another one."""
         digest = hashlib.blake2b(self.item_counts.tobytes(), digest_size=16)
-        digest.update(repr([(node.name, node.training_users) for node in self.training]).encode())
+        nodes = [(node.name, node.training_users) for node in self.training]
+        digest.update(repr((nodes, len(self.validation), self.rating_scale)).encode())
         return digest.hexdigest()
 
     def cohort(self, seed: int, round_number: int, users: int) -> Cohort:

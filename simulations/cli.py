@@ -93,11 +93,13 @@ def simulate(
 @evaluate_app.command()
 def evaluate(
     model: Annotated[Path, typer.Option(help="Folder of a run.", metavar="RUN")],
-    data: Annotated[Path | None, typer.Option(help="Folder with the data; without it, the generated data.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with the data; without it, the run's own.")] = None,
     protocol: Annotated[Protocol, typer.Option(help="Cold users, or cold items.")] = Protocol.COLD_USER,
     support: Annotated[str, typer.Option(help="Support set sizes.", metavar="N,N,...")] = "1,3,5,10",
     order: Annotated[OrderChoice | None, typer.Option(help="Order of histories; without it, every order.")] = None,
-    on_bad_rows: Annotated[str, typer.Option(help="error or skip.", metavar="error|skip")] = "error",
+    on_bad_rows: Annotated[
+        str | None, typer.Option(help="error or skip; without it, as in the run.", metavar="error|skip")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
     """Evaluate a run on users it has never seen."""
@@ -114,12 +116,14 @@ def evaluate(
         notes.print(line, markup=False, soft_wrap=True)
 
     if protocol is Protocol.COLD_ITEM:
+        if order is OrderChoice.TIME:
+            raise typer.BadParameter("the protocol cold-item has no time order")
         figures = evaluate_cold_items(model, data, sizes, on_bad_rows, say)
     else:
         figures = evaluate_cold_users(model, data, sizes, None if order is None else order.value, on_bad_rows, say)
     if json_file is not None:
         write_json(json_file, figures)
-    print_cells(console, figures["cells"], figures["k"])
+    print_cells(console, figures["cells"], figures["k"], figures["users"])
 
 
 def _settings(config: Path | None, assignments: list[str], options: dict[str, Any]) -> "Settings":

@@ -1,4 +1,4 @@
-"""Evaluate a run afterwards: on its own test users, or on all users of another data set."""
+"""Evaluate a run afterwards: on its own test users, or on all users of data with another catalogue."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from metarec_shared.checkpoint import Checkpoint, load_checkpoint
-from metarec_shared.dataset import Dataset
+from metarec_shared.checkpoint import MODEL_FILE, Checkpoint, load_checkpoint
 from metarec_shared.errors import DataError, MetaRecError
 from metarec_shared.evaluation import model_scorer
-from metarec_shared.fingerprint import data_fingerprint
 from metarec_shared.population import Order, Population
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_dataset, load_training_dataset
@@ -29,31 +28,44 @@ from simulations.protocols import (
     orders_of,
     tuned_baselines,
 )
-from simulations.simulate import read_result
+from simulations.simulate import ABLATION_FOLDER
+
+SAME_VECTOR = 1e-2
+"""How far the text vector of a shared item may be from the run's before the encoders are called different."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Subject:
-    """What is evaluated: users of a population, methods, and whether the data is the run's own."""
+    """What is evaluated.
+
+    Attributes:
+        population: Whose histories.
+        users: Which of them.
+        who: The same in words.
+        methods: What ranks.
+        items: Size of the catalogue.
+        own: Whether the catalogue is the run's, so that its users' roles count.
+    """
 
     population: Population
     users: NDArray[np.int64]
+    who: str
     methods: Methods
     items: int
     own: bool
 
 
 def evaluate_cold_users(
-    run: Path, data: Path | None, supports: Sequence[int], order: Order | None, on_bad_rows: str, say: Say
+    run: Path, data: Path | None, supports: Sequence[int], order: Order | None, on_bad_rows: str | None, say: Say
 ) -> dict[str, Any]:
-    """Evaluate cold-start users: the run's test users where ``data`` is its training data, else all users.
+    """Evaluate cold-start users: only test users where the catalogue is the run's, whose users may have grown since.
 
     Args:
         run: Folder of the run.
-        data: Folder with the data; None: the data the run's settings generate.
+        data: Folder with the data; None: the data the run was trained on.
         supports: Support set sizes.
         order: Order of histories; None: every order the data has.
-        on_bad_rows: ``error`` or ``skip``.
+        on_bad_rows: ``error`` or ``skip``; None: as in the run.
         say: Told, in a line each, what happens next.
 
     Raises:
@@ -61,29 +73,32 @@ def evaluate_cold_users(
     """
     checkpoint = load_checkpoint(run)
     settings = _data_settings(checkpoint, data, on_bad_rows)
-    subject = _subject(run, checkpoint, settings, say)
-    sizes, cells = settings.evaluation, []
+    subject = _own_data(run, checkpoint, settings) or _other_data(checkpoint, settings)
+    say(f"evaluating {subject.who}")
     available = orders_of(subject.population.interactions)
     if order is not None and order not in available:
         raise DataError("the data has no timestamps, so there is no time order to evaluate; use --order random")
-    for chosen in available if order is None else (order,):
-        for support in supports:
-            cell = Cell(order=chosen, support=support, query=sizes.query, k=sizes.k)
-            methods = dict(subject.methods)
-            if subject.own:
-                methods |= tuned_baselines(subject.population, subject.items, cell, say)
-            figures = cold_user(subject.population, subject.users, cell, methods)
-            if figures is None:
-                say(f"support {support}, {chosen} order: no user has a history longer than {support}")
-            else:
-                cells.append({"order": chosen, **figures})
-    if not cells:
+    sizes = settings.evaluation
+    cells = [
+        Cell(order=chosen, support=support, query=sizes.query, k=sizes.k)
+        for chosen in (available if order is None else (order,))
+        for support in supports
+    ]
+    tuned = tuned_baselines(subject.population, subject.items, cells, say) if subject.own else {}
+    figures = []
+    for cell in cells:
+        block = cold_user(subject.population, subject.users, cell, {**subject.methods, **tuned.get(cell, {})})
+        if block is None:
+            say(f"support {cell.support}, {cell.order} order: no user has a history longer than {cell.support}")
+        else:
+            figures.append({"order": cell.order, **block})
+    if not figures:
         raise DataError(f"no user has a history longer than {min(supports)}: there is nobody to evaluate")
-    return {"protocol": "cold-user", "own_data": subject.own, "k": sizes.k, "cells": cells}
+    return {"protocol": "cold-user", "users": subject.who, "own_data": subject.own, "k": sizes.k, "cells": figures}
 
 
 def evaluate_cold_items(
-    run: Path, data: Path | None, supports: Sequence[int], on_bad_rows: str, say: Say
+    run: Path, data: Path | None, supports: Sequence[int], on_bad_rows: str | None, say: Say
 ) -> dict[str, Any]:
     """Rank the items that were held out of training for the test users who touched them.
 
@@ -95,11 +110,12 @@ def evaluate_cold_items(
         raise DataError(f"{run}: cold-item needs a run made with --hold-out-items; this one held out none")
     settings = _data_settings(checkpoint, data, on_bad_rows)
     dataset = load_dataset(settings)
-    if not _is_own(run, dataset):
+    if dataset.catalogue.fingerprint != checkpoint.items.catalogue.fingerprint:
         raise DataError("cold-item evaluates a run on the data it was trained on; this is other data")
     population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
     users = population.users(Role.TEST)
-    say(f"the run's own data: evaluating its {len(users)} test users")
+    who = f"the run's {len(users)} test users"
+    say(f"evaluating {who}, never seen in meta-training")
     cells = []
     for support in supports:
         figures = cold_item(checkpoint, population, users, support, settings.evaluation.k)
@@ -107,50 +123,78 @@ def evaluate_cold_items(
             cells.append({"order": "random", **figures})
     if not cells:
         raise DataError("no test user has both a held-out item and another one")
-    return {"protocol": "cold-item", "own_data": True, "k": settings.evaluation.k, "cells": cells}
+    return {"protocol": "cold-item", "users": who, "own_data": True, "k": settings.evaluation.k, "cells": cells}
 
 
-def _data_settings(checkpoint: Checkpoint, data: Path | None, on_bad_rows: str) -> Settings:
-    path = "" if data is None else str(data)
-    values = {"data.path": path, "data.on-bad-rows": on_bad_rows}
-    return checkpoint.settings.with_values(values, "options")
+def _data_settings(checkpoint: Checkpoint, data: Path | None, on_bad_rows: str | None) -> Settings:
+    values = {"data.path": None if data is None else str(data), "data.on-bad-rows": on_bad_rows}
+    given = {key: value for key, value in values.items() if value is not None}
+    return checkpoint.settings.with_values(given, "options")
 
 
-def _is_own(run: Path, dataset: Dataset) -> bool:
-    fingerprint: str = read_result(run)["dataset"]["fingerprint"]
-    return fingerprint == data_fingerprint(dataset)
+def _own_data(run: Path, checkpoint: Checkpoint, settings: Settings) -> _Subject | None:
+    """Return the test users of the run, or None where the catalogue is another one.
+
+    Which users are test users is a keyed hash of their ids, so it holds for data that has grown since.
+    """
+    dataset = load_dataset(settings)
+    if dataset.catalogue.fingerprint != checkpoint.items.catalogue.fingerprint:
+        return None
+    dataset = load_training_dataset(settings)
+    population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
+    users = population.users(Role.TEST)
+    ablation = run / ABLATION_FOLDER
+    return _Subject(
+        population=population,
+        users=users,
+        who=f"the run's {len(users)} test users, never seen in meta-training",
+        methods=model_methods(checkpoint, load_checkpoint(ablation) if (ablation / MODEL_FILE).exists() else None),
+        items=len(dataset.catalogue),
+        own=True,
+    )
 
 
-def _subject(run: Path, checkpoint: Checkpoint, settings: Settings, say: Say) -> _Subject:
-    if _is_own(run, load_dataset(settings)):
-        dataset = load_training_dataset(settings)
-        population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
-        users = population.users(Role.TEST)
-        say(f"the run's own data: evaluating its {len(users)} test users, never seen in meta-training")
-        methods = model_methods(checkpoint, None)
-        return _Subject(population=population, users=users, methods=methods, items=len(dataset.catalogue), own=True)
-    return _other_data(checkpoint, settings, say)
-
-
-def _other_data(checkpoint: Checkpoint, settings: Settings, say: Say) -> _Subject:
-    """Evaluate all users of another data set: items with the same text are the same item, others come by text."""
+def _other_data(checkpoint: Checkpoint, settings: Settings) -> _Subject:
+    """Take all users of data with another catalogue: items with the same text are the same, others come by text."""
     dataset = load_dataset(replace(settings, data=replace(settings.data, hold_out_items=0.0)))
-    items = len(dataset.catalogue)
-    position_of = {text: position for position, text in enumerate(checkpoint.items.known.texts)}
+    items, known = len(dataset.catalogue), checkpoint.items.known
+    position_of = {text: position for position, text in enumerate(known.texts)}
     shared = [(here, position_of[text]) for here, text in enumerate(dataset.catalogue.texts) if text in position_of]
     here, there = (np.array(column, dtype=np.int64) for column in (zip(*shared, strict=True) if shared else ([], [])))
     text = replace(settings.text, encoder="builtin") if checkpoint.text_encoder == "builtin" else settings.text
-    corpus = checkpoint.items.catalogue
-    features = text_features(dataset.catalogue, text, corpus=corpus, seed=settings.run.seed, progress=True)
-    if features.encoder != checkpoint.text_encoder:
-        raise MetaRecError(f"the run's text encoder was {checkpoint.text_encoder}; here it would be {features.encoder}")
+    features = text_features(
+        dataset.catalogue, text, corpus=checkpoint.items.catalogue, seed=settings.run.seed, progress=True
+    )
+    _check_encoder(checkpoint, features.encoder, features.vectors, here, there)
     model = checkpoint.transferred(features.vectors, here, there)
-    population = Population.of(dataset.interactions, dataset.rating_scale, settings.run.seed)
-    users = population.users(None)
-    say(f"other data than the run's: evaluating all {len(users)} users; {len(shared)} of {items} items are known")
+    everyone = Population.of(dataset.interactions, dataset.rating_scale, settings.run.seed)
+    users = everyone.users(None)
     methods: Methods = {
         "metarec": model_scorer(model, adapt=True),
         "unadapted": model_scorer(model, adapt=False),
         "chance": lambda batch: chance(batch, items),
     }
-    return _Subject(population=population, users=users, methods=methods, items=items, own=False)
+    return _Subject(
+        population=replace(everyone, rating_scale=everyone.observed_scale(users)),
+        users=users,
+        who=f"all {len(users)} users of other data than the run's; training knew {len(shared)} of its {items} items",
+        methods=methods,
+        items=items,
+        own=False,
+    )
+
+
+def _check_encoder(
+    checkpoint: Checkpoint, encoder: str, vectors: torch.Tensor, here: NDArray[np.int64], there: NDArray[np.int64]
+) -> None:
+    """Refuse text vectors of another encoder than the run's: nothing else would notice them.
+
+    Raises:
+        MetaRecError: Name, width or the vectors of shared items differ.
+    """
+    trained = checkpoint.text[torch.from_numpy(checkpoint.items.positions)]
+    same = encoder == checkpoint.text_encoder and vectors.shape[1] == trained.shape[1]
+    if same and len(here):
+        same = bool((vectors[here] - trained[there]).abs().max() < SAME_VECTOR)
+    if not same:
+        raise MetaRecError(f"the run's text encoder was {checkpoint.text_encoder}; here {encoder} gives other vectors")

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.app import answer
+from client.app import answer, public_reason
 from client.learner import Learner
 from client.node import Node
 
@@ -32,13 +32,16 @@ class InProcessGrid(Grid):
         nodes: Number of nodes; their ids are 1..nodes.
         load_node: Returns a node by its id; called only for nodes that a message goes to.
         fold: Whether to fold the replies of nodes that were sent the same content into one.
+
+    Attributes:
+        folds_replies: The same, for the server, which believes no reply of another grid that it stands for many.
     """
 
     def __init__(self, learner: Learner, nodes: int, load_node: Callable[[int], Node], *, fold: bool = True) -> None:
         self._learner = learner
         self._nodes = nodes
         self._load_node = load_node
-        self._fold = fold
+        self.folds_replies = fold
         self._replies: dict[str, Message] = {}
         self._run = Run.create_empty(run_id=1)
         _identify_task(self._run.run_id)
@@ -71,7 +74,7 @@ class InProcessGrid(Grid):
             identifiers.append(message.metadata.message_id)
             alike.setdefault((message.metadata.message_type, id(message.content)), []).append(message)
         for group in alike.values():
-            for part in [group] if self._fold else [[message] for message in group]:
+            for part in [group] if self.folds_replies else [[message] for message in group]:
                 self._replies.update((reply.metadata.reply_to_message_id, reply) for reply in self._answer(part))
         return identifiers
 
@@ -84,20 +87,13 @@ class InProcessGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def _answer(self, messages: Sequence[Message]) -> list[Message]:
-        """Answer messages of one content together; if that fails, find the nodes that fail and leave them out."""
+        """Answer messages of one content together; if that fails, each by itself, so that failures stay per node."""
         try:
             return [self._reply(messages)]
         except Exception as error:  # whatever a node raises is that node's failure, not the federation's
             if len(messages) == 1:
                 return [_error_reply(messages[0], error)]
-        sound, errors = [], []
-        for message in messages:
-            try:
-                self._reply([message])
-                sound.append(message)
-            except Exception as error:
-                errors.append(_error_reply(message, error))
-        return errors + ([self._reply(sound)] if sound else [])
+        return [reply for message in messages for reply in self._answer([message])]
 
     def _reply(self, messages: Sequence[Message]) -> Message:
         nodes = [self._load_node(message.metadata.dst_node_id) for message in messages]
@@ -107,7 +103,7 @@ class InProcessGrid(Grid):
 
 
 def _error_reply(message: Message, error: Exception) -> Message:
-    reply = Message(Error(code=NODE_FAILED, reason=f"{type(error).__name__}: {error}"), reply_to=message)
+    reply = Message(Error(code=NODE_FAILED, reason=public_reason(error)), reply_to=message)
     reply.metadata.__dict__["_message_id"] = str(uuid4())
     return reply
 

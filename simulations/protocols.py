@@ -19,7 +19,7 @@ from metarec_shared.metrics import ranking_metrics
 from metarec_shared.population import Order, Population
 from metarec_shared.split import Role
 from metarec_shared.tasks import Task, TaskBatch, pad
-from simulations.baselines.baseline import Baseline
+from simulations.baselines.baseline import Baseline, Validation
 from simulations.baselines.ease import tune_ease
 from simulations.baselines.item_knn import tune_item_knn
 from simulations.baselines.popularity import fit_popularity
@@ -75,30 +75,40 @@ def model_methods(checkpoint: Checkpoint, not_adapted: Checkpoint | None) -> dic
 
 def cold_user(population: Population, users: NDArray[np.int64], cell: Cell, methods: Methods) -> dict[str, Any] | None:
     """Return the figures of every method on the cold-start users among ``users``; None where nobody enters."""
-    tasks = cold_user_tasks(population, users, cell.order, cell.support, cell.query)
+    tasks = cold_user_tasks(population, users, cell.order, cell.support, cell.query, population.rating_scale)
     if not tasks:
         return None
     figures = {name: _means(evaluate(scorer, tasks, cell.k)) for name, scorer in methods.items()}
     return {"support": cell.support, "query": cell.query, "users": len(tasks), **figures}
 
 
-def tuned_baselines(population: Population, items: int, cell: Cell, say: Say) -> dict[str, Scorer]:
-    """Fit the centralized baselines on meta-training users and tune them on validation users."""
+def tuned_baselines(
+    population: Population, items: int, cells: Sequence[Cell], say: Say
+) -> dict[Cell, dict[str, Scorer]]:
+    """Fit the centralized baselines on meta-training users and tune them on validation users, for each cell."""
     train = population.interactions.take(population.users(Role.TRAINING))
-    tasks = cold_user_tasks(population, population.users(Role.VALIDATION), cell.order, cell.support, cell.query)
     popularity = fit_popularity(train, items)
+    validations = {cell: v for cell in cells if (v := _validation(population, cell)) is not None}
+    methods: dict[Cell, dict[str, Scorer]] = {cell: {"popularity": baseline_scorer(popularity)} for cell in cells}
+    if len(validations) < len(cells):
+        say("too few validation users are long enough to tune item-kNN and EASE everywhere; they are left out there")
+    if validations:
+        say("tuning item-kNN on validation users")
+        knns = tune_item_knn(train, items, KNN_NEIGHBOURS, KNN_SHRINKAGE, list(validations.values()))
+        say("tuning EASE on validation users")
+        eases = tune_ease(train, items, EASE_REGULARIZATION, list(validations.values()))
+        for cell, knn, ease in zip(validations, knns, eases, strict=True):
+            methods[cell] |= {"item_knn": baseline_scorer(knn), "ease": baseline_scorer(ease)}
+    return methods
+
+
+def _validation(population: Population, cell: Cell) -> Validation | None:
+    """Return nDCG@k on the cell's validation users; None where nobody enters."""
+    users = population.users(Role.VALIDATION)
+    tasks = cold_user_tasks(population, users, cell.order, cell.support, cell.query, population.rating_scale)
     if not tasks:
-        say("no validation user is long enough to tune item-kNN and EASE; popularity is the only baseline")
-        return {"popularity": baseline_scorer(popularity)}
-
-    def validate(baseline: Baseline) -> float:
-        return float(evaluate(baseline_scorer(baseline), tasks, cell.k)[f"ndcg@{cell.k}"].mean())
-
-    say(f"tuning item-kNN on {len(tasks)} validation users, {cell.order} order")
-    knn = tune_item_knn(train, items, KNN_NEIGHBOURS, KNN_SHRINKAGE, validate)
-    say(f"tuning EASE on {len(tasks)} validation users, {cell.order} order")
-    ease = tune_ease(train, items, EASE_REGULARIZATION, validate)
-    return {name: baseline_scorer(b) for name, b in (("popularity", popularity), ("item_knn", knn), ("ease", ease))}
+        return None
+    return lambda baseline: float(evaluate(baseline_scorer(baseline), tasks, cell.k)[f"ndcg@{cell.k}"].mean())
 
 
 def baseline_scorer(baseline: Baseline) -> Scorer:
@@ -146,7 +156,8 @@ def text_knn(text: Tensor) -> Scorer:
 
 
 def _cold_item_task(population: Population, user: int, held_out: NDArray[np.bool_], support: int) -> Task | None:
-    whole = population.evaluation_task(user, "random", int(population.interactions.lengths[user]), 0)
+    length = int(population.interactions.lengths[user])
+    whole = population.evaluation_task(user, "random", length, 0, population.rating_scale)
     hidden = held_out[whole.support]
     if not hidden.any() or hidden.all():
         return None

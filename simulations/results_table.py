@@ -11,13 +11,21 @@ from metarec_shared.comparison import compare, metric_name, show
 
 def print_cold_user(console: Console, cold_user: Mapping[str, Any], k: int) -> None:
     """Print nDCG@k of every method on a result's cold users, a column an order."""
-    print_cells(console, [{"order": order, **block} for order, block in cold_user.items() if block is not None], k)
+    cells = [{"order": order, **block} for order, block in cold_user.items() if block is not None]
+    print_cells(console, cells, k, "users never seen in meta-training")
 
 
-def print_cells(console: Console, cells: Sequence[Mapping[str, Any]], k: int) -> None:
-    """Print nDCG@k of every method, a column a cell of the protocol."""
+def print_cells(console: Console, cells: Sequence[Mapping[str, Any]], k: int, who: str) -> None:
+    """Print nDCG@k of every method, a column a cell of the protocol.
+
+    Args:
+        console: Where to print.
+        cells: Blocks as in result.json, with their order.
+        k: Cut-off.
+        who: Whose figures these are.
+    """
     metric = f"ndcg@{k}"
-    table = Table("", title=f"{metric_name(metric)} (higher is better)", caption="on users never seen in meta-training")
+    table = Table("", title=f"{metric_name(metric)} (higher is better)", caption=who)
     columns = []
     for cell in cells:
         table.add_column(f"{cell['order']} order\nsupport {cell['support']}\n{cell['users']} users", justify="right")

@@ -17,13 +17,14 @@ from metarec_shared.population import Population
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_dataset, load_training_dataset
 from metarec_shared.split import Role
-from server.federation import TRAINING_FILE
+from server.federation import TRAINING_FILE, check_folder
 from server.resume import RESUME_FILE
 from simulations.engines import ENGINES
 from simulations.protocols import Cell, Say, cold_item, cold_user, model_methods, orders_of, tuned_baselines
 from simulations.report import SampleRecommendation, write_report
 
 RESULT_FILE = "result.json"
+DATA_FILE = "data.json"
 ABLATION_FOLDER = "not_adapted"
 SAMPLE_USERS = 3
 
@@ -47,6 +48,7 @@ def simulate(settings: Settings, engine: str, say: Say, *, baselines: bool = Tru
     dataset = load_dataset(settings)
     for problem in dataset.problems:
         say(f"warning: {problem}")
+    _check_data(folder, dataset, resume=settings.run.resume)
     say(f"meta-training on {_sizes(dataset)}")
     ENGINES[engine](settings)
     ablation = None
@@ -86,17 +88,19 @@ def evaluate_run(
     users = population.users(Role.TEST)
     sizes = settings.evaluation
     result: dict[str, Any] = {"cold_user": {"random": None, "time": None}, "cold_item": None}
-    for order in orders_of(dataset.interactions):
-        cell = Cell(order=order, support=sizes.support, query=sizes.query, k=sizes.k)
-        methods = model_methods(checkpoint, ablation)
-        if baselines:
-            methods |= tuned_baselines(population, len(dataset.catalogue), cell, say)
-        say(f"evaluating {len(users)} test users, {order} order")
-        result["cold_user"][order] = cold_user(population, users, cell, methods)
+    cells = [
+        Cell(order=order, support=sizes.support, query=sizes.query, k=sizes.k)
+        for order in orders_of(dataset.interactions)
+    ]
+    tuned = tuned_baselines(population, len(dataset.catalogue), cells, say) if baselines else {}
+    methods = model_methods(checkpoint, ablation)
+    for cell in cells:
+        say(f"evaluating {len(users)} test users, {cell.order} order")
+        result["cold_user"][cell.order] = cold_user(population, users, cell, {**methods, **tuned.get(cell, {})})
     if settings.data.hold_out_items:
         whole = load_dataset(settings)
         everything = Population.of(whole.interactions, checkpoint.rating_scale, settings.run.seed)
-        result["cold_item"] = cold_item(checkpoint, everything, users, sizes.support, sizes.k)
+        result["cold_item"] = cold_item(checkpoint, everything, everything.users(Role.TEST), sizes.support, sizes.k)
     return result
 
 
@@ -109,7 +113,7 @@ def sample_recommendations(settings: Settings, checkpoint: Checkpoint) -> list[S
     model, catalogue = checkpoint.model(), checkpoint.items.known
     samples = []
     for user in users:
-        task = population.evaluation_task(int(user), "random", support, 0)
+        task = population.evaluation_task(int(user), "random", support, 0, population.rating_scale)
         profile = Profile(
             items=[Item(position=int(p), feedback=int(f)) for p, f in zip(task.support, task.feedback, strict=True)]
         )
@@ -121,6 +125,20 @@ def sample_recommendations(settings: Settings, checkpoint: Checkpoint) -> list[S
             )
         )
     return samples
+
+
+def _check_data(folder: Path, dataset: Dataset, *, resume: bool) -> None:
+    """Remember which data the run is made with; refuse to resume it with other data.
+
+    Raises:
+        CheckpointError: The data is not that of the run to resume.
+    """
+    path, fingerprint = folder / DATA_FILE, data_fingerprint(dataset)
+    if not resume or not path.exists():
+        check_folder(folder, resume=resume)
+        write_json(path, {"fingerprint": fingerprint})
+    elif json.loads(path.read_text(encoding="utf-8")).get("fingerprint") != fingerprint:
+        raise CheckpointError(f"{folder}: the run was made with other data; --resume needs the same")
 
 
 def _rating(dataset: Dataset, user: int, item: int) -> float | None:

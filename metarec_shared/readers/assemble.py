@@ -57,7 +57,7 @@ def build_interactions(
         settings: May override the scale, and says whether unreadable rows are errors or are skipped.
 
     Returns:
-        The interactions, the ratings' scale (None where there are no ratings), and what was gone past.
+        The interactions, the ratings' scale (None where nothing fixes it), and what was gone past.
 
     Raises:
         DataError: A row cannot be read, or nothing is left.
@@ -93,8 +93,6 @@ def build_interactions(
         ("duplicate interactions", len(known) - len(rows), "the first is kept"),
         ("short users", int((lengths < _SHORTEST_TASK).sum()), "kept, but too short to form a task"),
     )
-    if rated and scale is None:
-        scale = RatingScale(low=float(ratings.min()), high=float(ratings.max()))
     return interactions, scale if rated else None, problems
 
 

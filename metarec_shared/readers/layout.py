@@ -23,7 +23,7 @@ class Layout:
         read_interactions: Reads that file into columns ``user_id``, ``item_id`` and, where the data has them,
             ``rating`` and ``timestamp``.
         read_items: Reads that file into columns ``item_id``, ``title`` and any further ones of text.
-        scale: The ratings' scale where the layout fixes it; None: lowest and highest rating observed.
+        scale: The ratings' scale where the layout fixes it; None: it fixes none.
     """
 
     name: str

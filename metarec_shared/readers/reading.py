@@ -28,8 +28,8 @@ def read_dataset(directory: Path, settings: DataSettings) -> Dataset:
 
     Returns:
         Items in file order. Users sorted by id, by number where all ids are digits. Each history in time order where
-        the data has timestamps, else in file order. Where neither layout nor settings fix the ratings' scale it is
-        the lowest and highest rating observed, which may differ between nodes.
+        the data has timestamps, else in file order. The ratings' scale is None where neither layout nor settings
+        fix it: what a node observes may differ from node to node.
 
     Raises:
         DataError: The folder is missing, is in no known layout or in two, or its files cannot be read or used.

@@ -76,10 +76,9 @@ def hub_commit(name: str, revision: str) -> tuple[str, str]:
         url = huggingface_hub.hf_hub_url(name, "config.json", revision=revision or None)
         try:
             found = huggingface_hub.get_hf_file_metadata(url, timeout=HUB_SECONDS)
+            answer[:] = [found.commit_hash or revision, ""]
         except Exception as error:  # whatever it is, it is the reason
             answer[1] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        else:
-            answer[:] = [found.commit_hash or revision, ""]
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()

@@ -1,7 +1,7 @@
 """What baselines have in common: cold users are folded in by their support sets, the model stays as it was fitted."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -30,22 +30,31 @@ class Baseline(Protocol):
 BaselineT = TypeVar("BaselineT", bound=Baseline)
 
 
-def best(candidates: Iterable[BaselineT], validate: Callable[[Baseline], float]) -> BaselineT:
-    """Return the candidate with the highest ``validate``, the first of equals.
+Validation = Callable[[Baseline], float]
+"""How good a baseline is on validation users, never on test users; higher is better."""
+
+
+def best(candidates: Iterable[BaselineT], validations: Sequence[Validation]) -> list[BaselineT]:
+    """Return, for each of ``validations``, the candidate it puts highest, the first of equals.
+
+    Each candidate is fitted once for all validations, and only those that lead somewhere are held.
 
     Raises:
-        ValueError: There is no candidate, or ``validate`` returns NaN.
+        ValueError: There is no candidate, or a validation gave NaN.
     """
-    chosen, highest = None, -math.inf
+    chosen: list[BaselineT | None] = [None] * len(validations)
+    highest = [-math.inf] * len(validations)
     for candidate in candidates:
-        value = validate(candidate)
-        if math.isnan(value):
-            raise ValueError("validation of a baseline gave NaN")
-        if chosen is None or value > highest:
-            chosen, highest = candidate, value
-    if chosen is None:
+        for position, validate in enumerate(validations):
+            value = validate(candidate)
+            if math.isnan(value):
+                raise ValueError("a validation gave NaN")
+            if value > highest[position]:
+                chosen[position], highest[position] = candidate, value
+    found = [candidate for candidate in chosen if candidate is not None]
+    if len(found) < len(validations):
         raise ValueError("the grid holds no candidate to validate")
-    return chosen
+    return found
 
 
 def co_occurrences(train: Interactions, catalogue_size: int, chunk: int = 1024) -> Float[Tensor, "items items"]:

@@ -4,7 +4,7 @@ References:
     Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019, arXiv 1905.03375.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metarec_shared.interactions import Interactions
 from metarec_shared.ranks import item_mask
-from simulations.baselines.baseline import Baseline, best, co_occurrences
+from simulations.baselines.baseline import Validation, best, co_occurrences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,18 +41,18 @@ def fit_ease(train: Interactions, catalogue_size: int, regularization: float) ->
 
 
 def tune_ease(
-    train: Interactions, catalogue_size: int, regularization: Sequence[float], validate: Callable[[Baseline], float]
-) -> Ease:
-    """Fit each ``regularization`` and return the one that validates best; the Gram matrix is computed once.
+    train: Interactions, catalogue_size: int, regularization: Sequence[float], validations: Sequence[Validation]
+) -> list[Ease]:
+    """Fit each ``regularization``; return the best for each of ``validations``. The Gram matrix is computed once.
 
     Args:
         train: Full histories of the meta-training users.
         catalogue_size: Items in the catalogue.
         regularization: Grid of the paper's lambda, each above 0.
-        validate: Higher is better, such as nDCG on validation users; never on test users.
+        validations: What each of the returned models is the best for.
     """
     gram = co_occurrences(train, catalogue_size)
-    return best((_ease(gram, value) for value in regularization), validate)
+    return best((_ease(gram, value) for value in regularization), validations)
 
 
 def _ease(gram: Float[Tensor, "items items"], regularization: float) -> Ease:

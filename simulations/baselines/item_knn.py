@@ -6,7 +6,7 @@ References:
     (ItemKNN: shrinkage in the denominator, each target item keeps its nearest neighbours).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Bool, Float, Int
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metarec_shared.interactions import Interactions
 from metarec_shared.ranks import item_mask
-from simulations.baselines.baseline import Baseline, best, co_occurrences
+from simulations.baselines.baseline import Validation, best, co_occurrences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,19 +49,19 @@ def tune_item_knn(
     catalogue_size: int,
     neighbours: Sequence[int],
     shrinkage: Sequence[float],
-    validate: Callable[[Baseline], float],
-) -> ItemKnn:
-    """Fit each combination of ``neighbours`` and ``shrinkage`` and return the one that validates best.
+    validations: Sequence[Validation],
+) -> list[ItemKnn]:
+    """Fit each combination of ``neighbours`` and ``shrinkage``; return the best for each of ``validations``.
 
     Args:
         train: Full histories of the meta-training users.
         catalogue_size: Items in the catalogue.
         neighbours: Grid of neighbours an item, each at least 1.
         shrinkage: Grid of shrinkages, each at least 0.
-        validate: Higher is better, such as nDCG on validation users; never on test users.
+        validations: What each of the returned models is the best for.
     """
     gram = co_occurrences(train, catalogue_size)
-    return best((_item_knn(gram, n, s) for s in shrinkage for n in neighbours), validate)
+    return best((_item_knn(gram, n, s) for s in shrinkage for n in neighbours), validations)
 
 
 def _item_knn(gram: Float[Tensor, "items items"], neighbours: int, shrinkage: float) -> ItemKnn:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.e2e.processes import alive, environment, lines_of, metarec, small, started, wait_until
 
 pytest.importorskip("ray", reason="no Ray: pip install 'metarec[ray]'")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")]
 
 OUR_LINES = re.compile(r"(run folder|meta-training on|privacy|text encoder|FedMAML|round \d|evaluating|report)\b")
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from client.data_source import load_learner, load_partition, load_population
+from metarec_shared import sources
 from metarec_shared.cli import run
 from metarec_shared.settings import parse_assignments
 from server.federation import announce
@@ -20,6 +22,8 @@ def metarec(capsys: pytest.CaptureFixture[str]) -> Run:
     """Return a function that runs a command line: (exit code, stdout, stderr)."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
+        for cached in (sources._dataset, load_population, load_partition, load_learner):
+            cached.cache_clear()  # every command line is a process of its own
         code = run([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
@@ -103,7 +107,7 @@ def test_data_without_timestamps_has_no_time_order(metarec: Run, tmp_path: Path)
     assert json.loads((folder / "result.json").read_text())["cold_user"]["time"] is None
     assert "time order" not in out
     code, _, err = metarec("evaluate", "--model", folder, "--data", data, "--order", "time")
-    assert (code, err.count("\n")) == (2, 1 + err.count("evaluating"))
+    assert code == 2
     assert "the data has no timestamps" in err
 
 
@@ -122,7 +126,7 @@ def test_resume_of_a_finished_run_changes_nothing(metarec: Run, finished: Path, 
 def test_evaluate_takes_the_runs_own_test_users_on_its_own_data(metarec: Run, finished: Path) -> None:
     code, out, err = metarec("evaluate", "--model", finished, "--support", "1,4", "--order", "random")
     assert code == 0
-    assert "the run's own data: evaluating its" in err
+    assert "evaluating the run's" in err
     assert "never seen in meta-training" in err
     assert out.count("support") >= 2
 
@@ -140,8 +144,30 @@ def test_evaluate_takes_all_users_of_other_data(metarec: Run, finished: Path, tm
     data = write_own_data(tmp_path / "data", histories())
     code, out, err = metarec("evaluate", "--model", finished, "--data", data, "--support", "3")
     assert code == 0
-    assert "other data than the run's: evaluating all 40 users; 0 of 30 items are known" in err
+    assert "evaluating all 40 users of other data than the run's; training knew 0 of its 30 items" in err
     assert "EASE" not in out
+
+
+def test_evaluate_on_grown_data_still_takes_only_the_runs_test_users(metarec: Run, tmp_path: Path) -> None:
+    data, folder = write_own_data(tmp_path / "data", histories(users=60)), tmp_path / "run"
+    assert metarec("simulate", "--data", data, "--out", folder, "--no-baselines", *small())[0] == 0
+    with (data / "interactions.csv").open("a") as file:
+        file.write("u0,29,3\n")
+    code, _, err = metarec("evaluate", "--model", folder, "--data", data, "--support", "4")
+    assert code == 0
+    assert "evaluating the run's" in err
+    assert "never seen in meta-training" in err
+    assert "all 60 users" not in err
+
+
+def test_cold_item_figures_of_evaluate_are_those_of_the_run(metarec: Run, finished: Path, tmp_path: Path) -> None:
+    options = ["--protocol", "cold-item", "--support", "4", "--json", tmp_path / "figures.json"]
+    assert metarec("evaluate", "--model", finished, *options)[0] == 0
+    (cell,) = json.loads((tmp_path / "figures.json").read_text())["cells"]
+    result = json.loads((finished / "result.json").read_text())["cold_item"]
+    for method in ("metarec", "unadapted", "text_knn", "chance"):
+        assert cell[method] == pytest.approx(result[method])
+    assert (cell["users"], cell["items"]) == (result["users"], result["items"])
 
 
 def test_cold_item_ranks_held_out_items_and_needs_a_run_that_held_some_out(
@@ -168,7 +194,7 @@ def test_recommend_prints_json_that_a_program_can_read(metarec: Run, finished: P
     assert answer["items"][0].keys() == {"item_id", "title", "score"}
     assert not {item["item_id"] for item in answer["items"]} & set(catalogue["item_ids"][:3])
     assert (answer["skipped"], answer["adapted"]) == (["no such item"], True)
-    assert 0 < answer["milliseconds"] < 10_000
+    assert answer["milliseconds"] > 0
 
 
 def test_recommend_reads_standard_input_and_says_when_it_does_not_adapt(
@@ -176,7 +202,7 @@ def test_recommend_reads_standard_input_and_says_when_it_does_not_adapt(
 ) -> None:
     import io
 
-    monkeypatch.setattr("sys.stdin", io.StringIO("nothing known\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"nothing known\n")))
     code, out, err = metarec("recommend", "--model", finished, "--history", "-", "--top-k", "3")
     assert code == 0
     assert "skipped, not in the catalogue: nothing known" in err
@@ -232,6 +258,30 @@ def test_resume_with_other_data_or_settings_is_refused(metarec: Run, tmp_path: P
     assert "made with other data" in refused(metarec, *again, "--data", second, *small())
     changed = small(outer__momentum=0.5)
     assert "outer.momentum was 0.9, is 0.5" in refused(metarec, *again, "--data", first, *changed)
+
+
+def test_resume_with_changed_ratings_is_refused(metarec: Run, tmp_path: Path) -> None:
+    data, folder = write_own_data(tmp_path / "data", histories()), tmp_path / "run"
+    options = ["--data", data, "--out", folder, "--no-baselines", "--nodes", "1", *small()]
+    assert metarec("simulate", *options)[0] == 0
+    write_own_data(data, [row[:-1] + str(6 - int(row[-1])) for row in histories()])
+    assert "made with other data" in refused(metarec, "simulate", "--resume", *options)
+
+
+def test_a_run_folder_that_cannot_be_made_ends_with_one_clear_line(metarec: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "wanted a folder for the run, got a file" in refused(
+        metarec, "simulate", "--out", tmp_path / "file", *small()
+    )
+    assert "file" in refused(metarec, "simulate", "--out", tmp_path / "file" / "below", *small())
+
+
+def test_every_node_failing_ends_with_one_clear_line(metarec: Run, tmp_path: Path) -> None:
+    data = write_own_data(tmp_path / "data", histories())
+    options = ["--data", data, "--out", tmp_path / "run", *small(), "--set", "evaluation.select-by=time"]
+    message = refused(metarec, "simulate", *options)
+    assert "nodes failed or did not answer" in message
+    assert "no timestamps" in message
 
 
 def test_a_damaged_checkpoint_is_refused(metarec: Run, finished: Path, tmp_path: Path) -> None:

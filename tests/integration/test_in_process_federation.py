@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +16,15 @@ from client.data_source import load_learner, load_partition, load_population
 from client.meta_update import meta_update
 from client.node import Node
 from metarec_shared import wire
-from metarec_shared.checkpoint import load_checkpoint
+from metarec_shared.checkpoint import load_checkpoint, load_tensors
 from metarec_shared.errors import CheckpointError, FederationError
-from metarec_shared.exchange import TrainRequest
+from metarec_shared.exchange import EnrollmentRequest, TrainRequest
 from metarec_shared.meta_gradient import per_user_meta_gradients
+from metarec_shared.population import Population
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_item_features
 from metarec_shared.split import Role
-from metarec_shared.tasks import pad
+from metarec_shared.tasks import Task, pad
 from server.app import app as server_app
 from server.federation import TRAINING_FILE, enroll_nodes, initial_parameters
 from server.outer_optimizer import OuterOptimizer
@@ -79,6 +81,7 @@ def test_one_round_over_four_uneven_nodes_is_one_centralized_outer_step(tmp_path
         federation__partition="skewed",
         federation__cohort=1000,
         federation__weighting=weighting,
+        outer__averaging=0.0,
     )
     run(settings)
     partition, population, learner = load_partition(settings, 4), load_population(settings), load_learner(settings)
@@ -90,7 +93,10 @@ def test_one_round_over_four_uneven_nodes_is_one_centralized_outer_step(tmp_path
     weight = 0.0
     for node in range(4):
         users = [u for u in partition.of(node) if population.roles[u] == Role.TRAINING]
-        tasks = [population.training_task(int(u), 1, settings.tasks, settings.model.width) for u in users]
+        tasks = [
+            population.training_task(int(u), 1, settings.tasks, settings.model.width, population.rating_scale)
+            for u in users
+        ]
         each = per_user_meta_gradients(learner.model, pad(tasks)).gradients
         share = 1.0 if weighting == "users" else 1.0 / len(users)
         weight += share * len(users)
@@ -116,6 +122,46 @@ def test_folded_replies_give_the_same_run_as_single_ones(tmp_path: Path) -> None
         assert left["train_loss"] == pytest.approx(right["train_loss"], rel=1e-5)
 
 
+def test_replies_to_one_content_are_folded_into_one(tmp_path: Path) -> None:
+    settings = small_settings(run__out=str(tmp_path))
+    for fold, replies in ((True, 1), (False, 60)):
+        grid, content = make_grid(settings, fold=fold), wire.pack_request(_enrollment_request(settings))
+        identifiers = grid.push_messages([Message(content, node, "query") for node in range(1, 61)])
+        assert len(list(identifiers)) == 60
+        assert len(list(grid.pull_messages(identifiers))) == replies
+
+
+def _enrollment_request(settings: Settings) -> EnrollmentRequest:
+    return EnrollmentRequest(catalogue=load_item_features(settings).fingerprint)
+
+
+@pytest.mark.parametrize("weighting", ["users", "nodes"])
+def test_nodes_that_draw_nobody_are_no_failures(tmp_path: Path, weighting: str) -> None:
+    settings = small_settings(
+        run__out=str(tmp_path), federation__nodes=15, federation__cohort=10, federation__weighting=weighting
+    )
+    run(settings)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["failures"] for line in lines] == [0, 0, 0, 0]
+    assert len({line["users"] for line in lines}) > 1
+
+
+def test_sampled_users_weigh_so_that_the_expected_update_is_that_of_all_users(tmp_path: Path) -> None:
+    """The mean over many rounds of the Poisson-sampled sum over the public weight is the mean over all users."""
+    settings = small_settings(run__out=str(tmp_path), federation__nodes=1)
+    learner, node = load_learner(settings), simulated_node(settings, 1, 1)
+    population = load_population(settings)
+    users = population.users(Role.TRAINING)
+    counts, weights = [], []
+    for round_number in range(1, 401):
+        request = TrainRequest(
+            round_number=round_number, sampling_rate=0.3, rating_scale=None, catalogue=learner.catalogue
+        )
+        counts.append(len(node.draw(request)))
+        weights.append(0.3 * len(users))
+    assert np.mean(counts) == pytest.approx(np.mean(weights), abs=4 * np.sqrt(0.21 * len(users) / 400))
+
+
 def test_the_partition_does_not_change_who_learns_what(tmp_path: Path) -> None:
     """Every user in every round: one node a user, four uneven nodes and one site are the same computation."""
     folders = []
@@ -138,7 +184,7 @@ def test_the_client_app_answers_as_the_vectorized_computation_does(tmp_path: Pat
     settings = small_settings(run__out=str(tmp_path))
     learner, grid = load_learner(settings), make_grid(settings)
     parameters = {name: value.detach().clone() for name, value in learner.model.named_parameters()}
-    request = TrainRequest(round_number=3, sampling_rate=1.0, catalogue=learner.catalogue)
+    request = TrainRequest(round_number=3, sampling_rate=1.0, rating_scale=None, catalogue=learner.catalogue)
     content = wire.pack_request(request, wire.pack_parameters(parameters))
     nodes = [simulated_node(settings, 60, node_id) for node_id in range(1, 61)]
     together = meta_update(learner, parameters, nodes, request)
@@ -190,8 +236,9 @@ def test_a_run_broken_off_and_resumed_ends_bit_for_bit_like_one_never_stopped(tm
     assert len(read_metrics(tmp_path / "broken" / "metrics.jsonl")) < 7
     run(replace(broken, run=replace(broken.run, resume=True)))
     assert_same(tmp_path / "whole", tmp_path / "broken")
-    whole, resumed = ((tmp_path / name / RESUME_FILE).read_bytes() for name in ("whole", "broken"))
-    assert len(whole) == len(resumed)
+    whole, resumed = (load_tensors(tmp_path / name / RESUME_FILE)[0] for name in ("whole", "broken"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     metrics = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "broken")]
     for left, right in zip(*metrics, strict=True):
         assert {**left, "seconds": 0} == {**right, "seconds": 0}
@@ -329,3 +376,61 @@ def test_nodes_with_another_text_encoder_than_the_servers_are_refused(tmp_path: 
     grid = InProcessGrid(other, 60, lambda node_id: simulated_node(settings, 60, node_id))
     with pytest.raises(FederationError, match=r"60 of 60 nodes failed .*the last said: .*the server's items are"):
         run(settings, grid)
+
+
+def test_a_user_whose_meta_gradient_is_not_finite_costs_only_its_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Population.training_task
+
+    def poisoned(self: Population, user: int, *arguments: Any) -> Task:
+        task = real(self, user, *arguments)
+        return task if user % 6 else replace(task, dropout=np.full_like(task.dropout, np.nan))
+
+    monkeypatch.setattr(Population, "training_task", poisoned)
+    run(small_settings(run__out=str(tmp_path)))
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert sum(line["failures"] for line in lines) > 0
+    assert all(line["failures"] + line["nodes"] == 16 for line in lines)
+
+
+def test_a_reply_of_another_grid_stands_for_one_node_whatever_it_claims(tmp_path: Path) -> None:
+    class BoastingGrid(InProcessGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            replies = list(super().pull_messages(message_ids))
+            for reply in replies:
+                reply.content.metric_records["numbers"]["nodes"] = 1000
+            return replies
+
+    settings = small_settings(run__out=str(tmp_path))
+    run(settings, make_grid(settings, fold=False, kind=BoastingGrid))
+    assert [line["nodes"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [16, 16, 16, 16]
+
+
+def test_time_order_cannot_select_where_there_are_no_timestamps(tmp_path: Path) -> None:
+    settings = small_settings(run__out=str(tmp_path), evaluation__select_by="time")
+    population = replace(
+        load_population(settings), interactions=replace(load_population(settings).interactions, has_time=False)
+    )
+    nodes = [replace(simulated_node(settings, 60, node_id), population=population) for node_id in range(1, 61)]
+    grid = InProcessGrid(load_learner(settings), 60, lambda node_id: nodes[node_id - 1])
+    with pytest.raises(FederationError, match="the last said: the data has no timestamps"):
+        run(settings, grid)
+
+
+def test_nothing_of_a_private_interaction_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    settings = small_settings(run__out=str(tmp_path))
+    run(settings, make_grid(settings, fold=False, kind=failing(lambda node: node % 4 == 0, "garbage")))
+    users = load_population(settings).interactions.user_ids
+    assert caplog.records
+    assert not any(user in caplog.text for user in users)
+
+
+def test_a_foreign_error_reaches_the_server_by_its_type_only(tmp_path: Path) -> None:
+    def load(node_id: int) -> Node:
+        raise KeyError("user 4711")
+
+    settings = small_settings(run__out=str(tmp_path))
+    with pytest.raises(FederationError, match="the last said: KeyError, see the node's log"):
+        run(settings, InProcessGrid(load_learner(settings), 60, load))

@@ -142,18 +142,21 @@ def test_an_empty_support_set_gets_finite_scores(matrix, fit):
 
 def test_tuning_returns_what_validates_best(matrix):
     train = interactions(matrix)
-    ease = tune_ease(train, ITEMS, [1.0, 10.0, 100.0], lambda b: -abs(b.regularization - 10.0))
+    (ease,) = tune_ease(train, ITEMS, [1.0, 10.0, 100.0], [lambda b: -abs(b.regularization - 10.0)])
     torch.testing.assert_close(ease.weights, fit_ease(train, ITEMS, 10.0).weights)
-    knn = tune_item_knn(train, ITEMS, [1, 3], [0.0, 5.0], lambda b: b.neighbours + b.shrinkage)
+    knn, other = tune_item_knn(
+        train, ITEMS, [1, 3], [0.0, 5.0], [lambda b: b.neighbours + b.shrinkage, lambda b: b.neighbours - b.shrinkage]
+    )
+    assert (other.neighbours, other.shrinkage) == (3, 0.0)
     assert (knn.neighbours, knn.shrinkage) == (3, 5.0)
     torch.testing.assert_close(knn.similarity, fit_item_knn(train, ITEMS, 3, 5.0).similarity)
 
 
 def test_tuning_refuses_an_empty_grid_and_a_validation_without_a_number(matrix):
     with pytest.raises(ValueError, match="no candidate"):
-        tune_ease(interactions(matrix), ITEMS, [], lambda _: 0.0)
+        tune_ease(interactions(matrix), ITEMS, [], [lambda _: 0.0])
     with pytest.raises(ValueError, match="gave NaN"):
-        best([fit_popularity(interactions(matrix), ITEMS)], lambda _: float("nan"))
+        best([fit_popularity(interactions(matrix), ITEMS)], [lambda _: float("nan")])
 
 
 def test_example_in_the_docstring_holds():

@@ -47,7 +47,7 @@ def test_adam_and_adamw_follow_their_recursions(decoupled: bool) -> None:
 
 
 def test_learning_rate_warms_up_then_falls_as_half_a_cosine() -> None:
-    settings = OuterSettings(learning_rate=2.0, warmup_rounds=10)
+    settings = OuterSettings(learning_rate=2.0, warmup_rounds=10, schedule="cosine")
     rates = [outer_learning_rate(settings, number, 100) for number in range(1, 101)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[50] == pytest.approx(1.0)
@@ -72,9 +72,27 @@ def test_a_loaded_optimizer_goes_on_bit_for_bit(name: str) -> None:
         second.step(step, number)
     for key, value in whole.parameters.items():
         assert torch.equal(second.parameters[key], value)
+        assert torch.equal(second.average[key], whole.average[key])
 
 
 def test_parameters_of_another_model_are_refused() -> None:
     optimizer = OuterOptimizer(OuterSettings(), {"w": torch.ones(5)}, ROUNDS)
     with pytest.raises(CheckpointError, match="not those of this model"):
         optimizer.load({"v": torch.ones(5)}, {})
+
+
+def test_the_average_is_exponential_and_forgets_the_first_rounds_sooner() -> None:
+    settings = OuterSettings(optimizer="sgd", averaging=0.6)
+    optimizer = OuterOptimizer(settings, {"w": torch.ones(5, dtype=torch.float64)}, ROUNDS)
+    average = np.ones(5)
+    for number, gradient in enumerate(gradients(), start=1):
+        optimizer.step({"w": torch.from_numpy(gradient)}, number)
+        kept = min(0.6, number / (number + 9))
+        average = kept * average + (1 - kept) * optimizer.parameters["w"].numpy()
+        np.testing.assert_allclose(optimizer.average["w"].numpy(), average, rtol=1e-12)
+
+
+def test_without_averaging_the_average_is_the_last_round() -> None:
+    optimizer = OuterOptimizer(OuterSettings(averaging=0.0), {"w": torch.ones(5)}, ROUNDS)
+    optimizer.step({"w": torch.arange(5.0)}, 1)
+    assert torch.equal(optimizer.average["w"], optimizer.parameters["w"])

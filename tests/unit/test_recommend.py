@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from client.recommend import Item, Profile, read_history, read_history_file, recommend
+from client.recommend import Item, Profile, read_history, read_history_bytes, read_history_file, recommend
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import DataError
@@ -66,6 +66,11 @@ def test_a_history_file_that_cannot_be_read_is_named(tmp_path: Path, content: by
         path.write_bytes(content)
     with pytest.raises(DataError, match=r"history.txt: cannot read the history"):
         read_history_file(path, CATALOGUE, SCALE)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line() -> None:
+    profile = read_history_bytes(b"\xef\xbb\xbfHeat\n2\n", CATALOGUE, SCALE, "-")
+    assert [item.position for item in profile.items] == [0, 1]
 
 
 def test_the_history_is_never_recommended_and_scores_fall() -> None:

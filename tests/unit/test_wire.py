@@ -22,6 +22,10 @@ from metarec_shared.split import Role
 LIKE = {"a": torch.zeros(2, 3), "b": torch.zeros(())}
 
 
+def np_bytes(array: np.ndarray) -> bytes:
+    return Array(array).data
+
+
 def an_update(**changes: torch.Tensor) -> RecordDict:
     gradients = {"a": torch.ones(2, 3), "b": torch.tensor(2.0), **changes}
     return wire.pack_meta_update(MetaUpdate(gradients=gradients, weight=3.0, loss=1.5, users=3, nodes=2))
@@ -31,8 +35,8 @@ def an_update(**changes: torch.Tensor) -> RecordDict:
     "request_",
     [
         EnrollmentRequest(catalogue="abc"),
-        TrainRequest(round_number=4, sampling_rate=0.25, catalogue="abc"),
-        EvaluateRequest(role=Role.VALIDATION, order="time", adapt=True, catalogue="abc"),
+        TrainRequest(round_number=4, sampling_rate=0.25, rating_scale=RatingScale(low=1, high=5), catalogue="abc"),
+        EvaluateRequest(role=Role.VALIDATION, order="time", adapt=True, rating_scale=None, catalogue="abc"),
     ],
 )
 def test_requests_survive_the_trip(request_: EnrollmentRequest | TrainRequest | EvaluateRequest) -> None:
@@ -51,6 +55,13 @@ def test_answers_survive_the_trip() -> None:
     returned = wire.unpack_enrollment(wire.pack_enrollment(enrollment), 3)
     assert (returned.nodes, returned.rating_scale) == (enrollment.nodes, scale)
     assert (returned.item_counts == enrollment.item_counts).all()
+
+
+def test_an_enrolment_with_a_rating_scale_that_is_none_is_refused() -> None:
+    scale = RatingScale(low=1.0, high=float("nan"))
+    enrollment = Enrollment(nodes=(), item_counts=np.array([0]), rating_scale=scale)
+    with pytest.raises(WireError, match="a rating scale must be empty or two numbers"):
+        wire.unpack_enrollment(wire.pack_enrollment(enrollment), 1)
 
 
 @pytest.mark.parametrize(
@@ -79,10 +90,20 @@ def test_a_meta_update_without_numbers_or_with_odd_ones_is_refused() -> None:
         wire.unpack_meta_update(RecordDict(), LIKE)
 
 
-def test_bytes_that_are_no_array_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("shape", "data", "message"),
+    [
+        ((2, 3), b"junk", r"array a: 4 bytes cannot hold float32 of shape \(2, 3\)"),
+        ((2, 3), b"j" * 60, "array a cannot be decoded: ValueError"),
+        ((2, 3), b"PK\x03\x04" + b"j" * 60, "array a cannot be decoded: BadZipFile"),
+        ((10**9, 10**9), b"j" * 60, "cannot hold float32"),
+        ((3, 2), np_bytes(np.zeros((2, 3), np.float32)), r"declared float32 \(3, 2\), holds float32 \(2, 3\)"),
+    ],
+)
+def test_bytes_that_are_no_array_are_refused(shape: tuple[int, ...], data: bytes, message: str) -> None:
     content = an_update()
-    content["arrays"] = ArrayRecord({"a": Array("float32", (2, 3), "numpy.ndarray", b"junk"), "b": Array(np.zeros(()))})
-    with pytest.raises(WireError, match="cannot be decoded"):
+    content["arrays"] = ArrayRecord({"a": Array("float32", shape, "numpy.ndarray", data), "b": Array(np.zeros(()))})
+    with pytest.raises(WireError, match=message):
         wire.unpack_meta_update(content, LIKE)
 
 
@@ -90,7 +111,8 @@ def test_bytes_that_are_no_array_are_refused() -> None:
     ("name", "value"), [("round_number", "4"), ("sampling_rate", 1), ("catalogue", 3), ("round_number", True)]
 )
 def test_a_request_with_a_mistyped_value_is_refused(name: str, value: object) -> None:
-    content = wire.pack_request(TrainRequest(round_number=4, sampling_rate=0.25, catalogue="abc"))
+    request = TrainRequest(round_number=4, sampling_rate=0.25, rating_scale=None, catalogue="abc")
+    content = wire.pack_request(request)
     content["request"] = ConfigRecord({**content.config_records["request"], name: value})  # type: ignore[dict-item]
     with pytest.raises(WireError, match=f"TrainRequest.{name} is missing or mistyped"):
         wire.unpack_request(TrainRequest, content)
