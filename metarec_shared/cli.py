@@ -46,7 +46,7 @@ def _load(entry: EntryPoint) -> click.Command:
 )
 @click.version_option(package_name="metarec")
 def metarec() -> None:
-    """Federated meta-learning of a cold-start recommender: interactions never leave their device or site."""
+    """Federated meta-learning of a recommender for cold-start users."""
 
 
 def run(arguments: Sequence[str]) -> int:

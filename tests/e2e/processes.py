@@ -37,7 +37,7 @@ def small(**values: object) -> list[str]:
     return [part for key, value in {**SMALL_RUN, **changes}.items() for part in ("--set", f"{key}={value}")]
 
 
-def metarec(*arguments: object, env: Mapping[str, str], timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def metarec(*arguments: object, env: Mapping[str, str], timeout: float = 400) -> subprocess.CompletedProcess[str]:
     """Run ``metarec`` to its end."""
     command = [str(BIN / "metarec"), *(str(argument) for argument in arguments)]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
@@ -55,8 +55,8 @@ def started(*arguments: object, env: Mapping[str, str], log: Path) -> Iterator[s
 
 
 def wait_until(condition: Callable[[], bool], what: str, process: subprocess.Popen[bytes] | None = None) -> None:
-    """Wait for ``condition``; fail if ``process`` ends before it holds, or after two minutes."""
-    deadline = time.monotonic() + 120
+    """Wait for ``condition``; fail if ``process`` ends before it holds, or after four minutes."""
+    deadline = time.monotonic() + 240
     while not condition():
         assert process is None or process.poll() is None, f"ended before: {what}"
         assert time.monotonic() < deadline, f"waited in vain: {what}"

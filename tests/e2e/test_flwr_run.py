@@ -67,13 +67,13 @@ def own_flower(folder: Path) -> Iterator[dict[str, str]]:
 
 def flwr(*arguments: object, env: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [str(BIN / "flwr"), *(str(argument) for argument in arguments)]
-    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=400, check=False)
 
 
 def run_config(**values: object) -> str:
     """Return SMALL_RUN and more as `--run-config` wants it."""
     changes = {key.replace("__", ".").replace("_", "-"): value for key, value in values.items()}
-    merged = {**SMALL_RUN, "federation.rounds": 2, **changes}
+    merged = {**SMALL_RUN, "federation.rounds": 2, "federation.round-timeout": 200.0, **changes}
     return " ".join(f"{key}={json.dumps(value)}" for key, value in merged.items())
 
 
