@@ -11,6 +11,7 @@ from rich.table import Table
 
 from client.recommend import read_history_bytes, read_history_file, recommend
 from metarec_shared.checkpoint import load_checkpoint
+from metarec_shared.device import one_thread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +54,9 @@ def answer_history(folder: Path, history: str, top_k: int) -> Answer:
     else:
         profile = read_history_file(Path(history), catalogue, scale)
     model = checkpoint.full_model()
-    began = time.perf_counter()
-    ranked = recommend(model, profile, top_k)
+    with one_thread():
+        began = time.perf_counter()
+        ranked = recommend(model, profile, top_k)
     milliseconds = 1000 * (time.perf_counter() - began)
     return Answer(
         items=[

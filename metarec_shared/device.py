@@ -1,4 +1,7 @@
-"""Which device tensors live on."""
+"""Which device tensors live on, and how many threads compute."""
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 
@@ -15,3 +18,14 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise SettingsError("run.device is cuda, but torch sees no CUDA device; use auto or cpu")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: where matrices are small, more threads cost more than they bring."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

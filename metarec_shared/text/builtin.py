@@ -10,8 +10,7 @@ References:
     Su et al., "Whitening sentence representations", 2021, arXiv 2103.15316 (also averages first and last layer).
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BertConfig, BertForMaskedLM
 
+from metarec_shared.device import one_thread
 from metarec_shared.randomness import generator
 from metarec_shared.settings import TextSettings
 from metarec_shared.text.pooling import mean_pooled, padded, pool_texts
@@ -60,7 +60,7 @@ def encode(
     corpus = texts if corpus is None else corpus
     tokenizer = train_tokenizer(corpus, settings)
     tokens = [encoding.ids for encoding in tokenizer.encode_batch(list(corpus))]
-    with torch.random.fork_rng(devices=[]), _one_thread():
+    with torch.random.fork_rng(devices=[]), one_thread():  # sums have the same order on any number of cores
         torch.default_generator.manual_seed(int(generator(seed, "built-in text encoder").integers(2**63)))
         model = _build_model(tokenizer.get_vocab_size(), settings)
         _pretrain(model, tokens, settings.builtin_steps, progress=progress)
@@ -183,14 +183,3 @@ def _spread(
     scaled = (centred @ (directions * scale) @ directions.T).float()
     away = centred.norm(dim=-1, keepdim=True) > 1e-4 * vectors.norm(dim=-1, keepdim=True)
     return functional.normalize(torch.where(away, scaled, vectors), dim=-1)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute in one thread: matrices are small, and sums then have the same order on any number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
