@@ -104,6 +104,7 @@ def _evaluation_tasks(learner: Learner, nodes: Sequence[Node], request: Evaluate
     sizes = learner.settings.evaluation
     for node in nodes:
         users = node.users_in(request.role)
-        yield from cold_user_tasks(
-            node.population, users, request.order, sizes.support, sizes.query, request.rating_scale
-        )
+        for draw in range(request.draws):
+            yield from cold_user_tasks(
+                node.population, users, request.order, sizes.support, sizes.query, request.rating_scale, draw
+            )

@@ -27,10 +27,21 @@ def cold_user_tasks(
     support: int,
     query: int,
     scale: RatingScale | None,
+    draw: int = 0,
 ) -> list[Task]:
-    """Return the cold-user tasks of those ``users`` whose history is longer than ``support``."""
+    """Return the cold-user tasks of those ``users`` whose history is longer than ``support``.
+
+    Args:
+        population: Whose histories.
+        users: Positions in it.
+        order: How a history is read.
+        support: Support items.
+        query: Query items, at most.
+        scale: Scale on which ratings are read as feedback.
+        draw: Which of the random orders.
+    """
     long_enough = users[population.interactions.lengths[users] > support]
-    return [population.evaluation_task(int(user), order, support, query, scale) for user in long_enough]
+    return [population.evaluation_task(int(user), order, support, query, scale, draw) for user in long_enough]
 
 
 def evaluate(scorer: Scorer, tasks: Sequence[Task], k: int) -> dict[str, Float[Tensor, " users"]]:

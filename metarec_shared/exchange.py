@@ -101,6 +101,7 @@ class EvaluateRequest:
         role: Whose metrics.
         order: Order in which their histories are read.
         adapt: Whether to run the inner loop.
+        draws: Random orders every user is judged in; one where the order is that of time.
         rating_scale: The scale on which all nodes read ratings as feedback; None: there are no ratings.
         catalogue: Fingerprint of the catalogue the parameters belong to.
     """
@@ -108,6 +109,7 @@ class EvaluateRequest:
     role: Role
     order: Order
     adapt: bool
+    draws: int
     rating_scale: RatingScale | None
     catalogue: str
 
@@ -118,7 +120,7 @@ class Evaluation:
 
     Attributes:
         sums: Sum over users of each metric.
-        users: Users evaluated.
+        users: Users evaluated, each as often as it was drawn.
         nodes: Nodes that took part.
     """
 

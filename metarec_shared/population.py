@@ -76,10 +76,12 @@ class Population:
         feedback = feedback_levels(self.interactions.ratings[rows], scale)
         return draw_training_task(self.interactions.items[rows], feedback, settings, width, rng)
 
-    def evaluation_task(self, user: int, order: Order, support: int, query: int, scale: RatingScale | None) -> Task:
+    def evaluation_task(
+        self, user: int, order: Order, support: int, query: int, scale: RatingScale | None, draw: int = 0
+    ) -> Task:
         """Return the cold-user task of one user: the first ``support`` items, then the next ``query``.
 
-        The random order has the address (seed, user), so that a smaller support set is a prefix of a larger one.
+        The random order has the address (seed, user, draw), so that a smaller support set is a prefix of a larger one.
 
         Raises:
             DataError: Time order is asked of data without timestamps.
@@ -89,7 +91,7 @@ class Population:
         start, stop = self.interactions.offsets[user], self.interactions.offsets[user + 1]
         rows = np.arange(start, stop)
         if order == "random":
-            rng = generator(self.seed, "evaluation order", int(self.keys[user]))
+            rng = generator(self.seed, "evaluation order", int(self.keys[user]), *([draw] if draw else []))
             rows = start + rng.permutation(stop - start)
         return Task(
             support=self.interactions.items[rows[:support]],

@@ -77,10 +77,10 @@ class TextSettings:
 class ModelSettings:
     """The BERT recommender."""
 
-    width: int = setting(128, "width of item vectors, of the user encoder and of the user vector", low=4)
+    width: int = setting(64, "width of item vectors, of the user encoder and of the user vector", low=4)
     layers: int = setting(2, "layers of the user encoder", low=1)
     heads: int = setting(2, "attention heads of the user encoder", low=1)
-    intermediate: int = setting(512, "width of the feed-forward layers of the user encoder", low=4)
+    intermediate: int = setting(256, "width of the feed-forward layers of the user encoder", low=4)
     item_ids: bool = setting(True, "learn an ID vector an item beside its text")
     feedback: bool = setting(True, "add an embedding of the rating to each support item")
 
@@ -94,7 +94,7 @@ class TaskSettings:
     vary_support: float = setting(0.0, "share of tasks whose support size is drawn from 1..support", low=0, high=1)
     support_dropout: float = setting(0.15, "chance of a support item to be hidden from its task", low=0, high=0.95)
     feature_dropout: float = setting(0.2, "dropout on the user encoder's inputs and output", low=0, high=0.95)
-    id_dropout: float = setting(0.0, "chance of an item's ID vector to be off for a round", low=0, high=0.95)
+    id_dropout: float = setting(0.2, "chance of an item's ID vector to be off for a round", low=0, high=0.95)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,12 +116,12 @@ class OuterSettings:
     """The outer loop's optimizer, on the server."""
 
     optimizer: Literal["adamw", "adam", "sgd"] = setting("adamw", "torch.optim optimizer of the outer loop")
-    learning_rate: float = setting(3e-3, "peak outer learning rate", low=0)
+    learning_rate: float = setting(4e-3, "peak outer learning rate", low=0)
     schedule: Literal["cosine", "constant"] = setting("constant", "outer learning rate after the warm-up")
     warmup_rounds: int = setting(100, "rounds in which the outer learning rate rises linearly", low=0)
     weight_decay: float = setting(0.3, "decoupled for adamw, else an L2 penalty", low=0)
     averaging: float = setting(
-        0.98, "share of the average kept a round; 0: the last round counts alone", low=0, high=0.9999
+        0.99, "share of the average kept a round; 0: the last round counts alone", low=0, high=0.9999
     )
     momentum: float = setting(0.9, "momentum of sgd", low=0, high=0.999)
 
@@ -130,14 +130,14 @@ class OuterSettings:
 class FederationSettings:
     """Rounds, nodes and what the server does when nodes fail."""
 
-    rounds: int = setting(400, "rounds of meta-training", low=1)
+    rounds: int = setting(1000, "rounds of meta-training", low=1)
     cohort: int = setting(256, "users a round, over all sampled nodes", low=1)
     nodes: int = setting(0, "simulated nodes; 0: one a user", low=0)
     partition: Literal["even", "skewed"] = setting("even", "how users are spread where nodes are fewer than users")
     weighting: Literal["users", "nodes"] = setting("users", "every user weighs the same, or every node")
-    evaluate_every: int = setting(20, "rounds between evaluations on validation users", low=1)
+    evaluate_every: int = setting(25, "rounds between evaluations on validation users", low=1)
     patience: int = setting(0, "evaluations without a better one before the run stops early; 0: never", low=0)
-    checkpoint_every: int = setting(20, "rounds between checkpoints a run can be resumed from", low=1)
+    checkpoint_every: int = setting(25, "rounds between checkpoints a run can be resumed from", low=1)
     min_nodes: int = setting(1, "nodes that must be connected, and answer, for a round to count", low=1)
     max_failures: float = setting(0.5, "share of sampled nodes that may fail before the run stops", low=0, high=1)
     round_timeout: float = setting(600.0, "seconds the server waits for nodes and for replies", low=0.1)
@@ -150,6 +150,9 @@ class EvaluationSettings:
     support: int = setting(10, "support items of a cold-start user", low=1)
     query: int = setting(10, "query items, those that follow the support set", low=1)
     k: int = setting(10, "cut-off of the ranking metrics", low=1)
+    validation_draws: int = setting(
+        4, "random orders a validation user is judged in, so that less chance selects", low=1
+    )
     select_by: Literal["random", "time"] = setting("random", "order of the validation users' interactions")
 
 

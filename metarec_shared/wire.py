@@ -118,6 +118,7 @@ _SCALARS: dict[str, tuple[type, ...]] = {
     "sampling_rate": (float,),
     "role": (int,),
     "adapt": (bool,),
+    "draws": (int,),
     "rating_scale": (RatingScale, type(None)),
 }
 

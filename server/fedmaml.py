@@ -115,6 +115,7 @@ class FedMAML(Strategy):
             role=Role.VALIDATION,
             order=settings.evaluation.select_by,
             adapt=settings.adaptation.steps > 0,
+            draws=settings.evaluation.validation_draws if settings.evaluation.select_by == "random" else 1,
             rating_scale=self._roster.rating_scale,
             catalogue=self._catalogue,
         )

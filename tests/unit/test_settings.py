@@ -43,7 +43,7 @@ def test_every_setting_says_what_it_means() -> None:
         ("outer.optimizer=lion", "--set: outer.optimizer must be one of adamw, adam, sgd, got 'lion'"),
         ("model.item-ids=1", "--set: model.item-ids must be a boolean (true or false), got 1"),
         ("text.encoder=3", "--set: text.encoder must be a string, got 3"),
-        ("model.heads=3", "--set: model.width must be a multiple of model.heads, got 128 and 3"),
+        ("model.heads=3", "--set: model.width must be a multiple of model.heads, got 64 and 3"),
         ("data.rating-low=2", "--set: data.rating-high must not be below data.rating-low (2.0), got 0.0"),
         ("outer=1", "--set outer=1: wanted table.key=value"),
         ("outer.optimizer", "--set outer.optimizer: wanted table.key=value"),

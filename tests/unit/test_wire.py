@@ -36,7 +36,7 @@ def an_update(**changes: torch.Tensor) -> RecordDict:
     [
         EnrollmentRequest(catalogue="abc"),
         TrainRequest(round_number=4, sampling_rate=0.25, rating_scale=RatingScale(low=1, high=5), catalogue="abc"),
-        EvaluateRequest(role=Role.VALIDATION, order="time", adapt=True, rating_scale=None, catalogue="abc"),
+        EvaluateRequest(role=Role.VALIDATION, order="time", adapt=True, draws=3, rating_scale=None, catalogue="abc"),
     ],
 )
 def test_requests_survive_the_trip(request_: EnrollmentRequest | TrainRequest | EvaluateRequest) -> None:
