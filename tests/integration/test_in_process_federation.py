@@ -97,7 +97,7 @@ def test_one_round_over_four_uneven_nodes_is_one_centralized_outer_step(tmp_path
             population.training_task(int(u), 1, settings.tasks, settings.model.width, population.rating_scale)
             for u in users
         ]
-        each = per_user_meta_gradients(learner.model, pad(tasks)).gradients
+        each = per_user_meta_gradients(learner.model, pad(tasks), learner.id_mask(1)).gradients
         share = 1.0 if weighting == "users" else 1.0 / len(users)
         weight += share * len(users)
         total = {name: value + share * each[name].sum(0) for name, value in total.items()}
@@ -261,7 +261,7 @@ def test_early_stopping_keeps_the_best_round_and_ends_the_run(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"outer__learning_rate": 0.5}, "outer.learning-rate was 0.003, is 0.5"),
+        ({"outer__learning_rate": 0.5}, "outer.learning-rate was 0.004, is 0.5"),
         ({"generator__seed": 5}, "the settings the run was made with: generator.seed was 0, is 5"),
     ],
 )
