@@ -1,6 +1,7 @@
 """Start the real commands as processes of their own, wait for conditions, and find what they leave behind."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -47,11 +48,19 @@ def metarec(*arguments: object, env: Mapping[str, str], timeout: float = 400) ->
 def started(*arguments: object, env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Start ``metarec`` with its output in ``log``; on leaving, it is not running any more."""
     command = [str(BIN / "metarec"), *(str(argument) for argument in arguments)]
-    with log.open("wb") as output, subprocess.Popen(command, env=env, stdout=output, stderr=output) as process:
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(command, env=env, stdout=output, stderr=output, preexec_fn=_hear_interrupts) as process,
+    ):
         try:
             yield process
         finally:
             process.kill()
+
+
+def _hear_interrupts() -> None:
+    """Undo what a shell does to the children of a command in the background: it lets them ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until(condition: Callable[[], bool], what: str, process: subprocess.Popen[bytes] | None = None) -> None:
