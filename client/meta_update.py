@@ -42,11 +42,11 @@ def meta_update(learner: Learner, parameters: Parameters, nodes: Sequence[Node],
     learner.load(parameters)
     tasks, weights = _draw_tasks(learner, nodes, request)
     gradients = {name: torch.zeros_like(value) for name, value in learner.model.named_parameters()}
-    loss = torch.zeros((), dtype=torch.float64)
+    loss, id_mask = torch.zeros((), dtype=torch.float64), learner.id_mask(request.round_number)
     for start in range(0, len(tasks), USERS_AT_ONCE):
         batch = pad(tasks[start : start + USERS_AT_ONCE]).to(learner.device)
         batch_weights = weights[start : start + USERS_AT_ONCE].to(learner.device)
-        part = summed_meta_gradient(learner.model, batch, batch_weights, learner.id_mask(request.round_number))
+        part = summed_meta_gradient(learner.model, batch, batch_weights, id_mask)
         loss += part.losses.double().sum().cpu()
         for name, gradient in part.gradients.items():
             gradients[name] += gradient

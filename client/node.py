@@ -48,10 +48,11 @@ class Node:
 def enroll(nodes: list[Node], catalogue_size: int) -> Enrollment:
     """Say who the nodes are and how many of their meta-training users interacted with each item."""
     counts = np.zeros(catalogue_size, dtype=np.int64)
-    summaries = []
+    summaries, scales = [], []
     for node in nodes:
         training = node.users_in(Role.TRAINING)
         counts += node.population.item_counts(training, catalogue_size)
+        scales.append(node.population.observed_scale(training))
         summaries.append(
             NodeSummary(
                 node_id=node.node_id,
@@ -60,5 +61,4 @@ def enroll(nodes: list[Node], catalogue_size: int) -> Enrollment:
                 validation_users=len(node.users_in(Role.VALIDATION)),
             )
         )
-    scale = RatingScale.widest(node.population.observed_scale(node.users_in(Role.TRAINING)) for node in nodes)
-    return Enrollment(nodes=tuple(summaries), item_counts=counts, rating_scale=scale)
+    return Enrollment(nodes=tuple(summaries), item_counts=counts, rating_scale=RatingScale.widest(scales))

@@ -65,20 +65,6 @@ def simulate(settings: Settings, engine: str, say: Say, *, baselines: bool = Tru
     return result
 
 
-def read_result(run: Path) -> dict[str, Any]:
-    """Read a run's result.json.
-
-    Raises:
-        CheckpointError: It is missing or damaged: the run is not finished.
-    """
-    path = run / RESULT_FILE
-    try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read; wanted the folder of a finished run: {error}") from error
-    return result
-
-
 def evaluate_run(
     settings: Settings, checkpoint: Checkpoint, ablation: Checkpoint | None, say: Say, *, baselines: bool
 ) -> dict[str, Any]:
