@@ -8,10 +8,11 @@ from flwr.clientapp import ClientApp
 from client.data_source import load_learner, load_node, site_settings
 from client.learner import Learner
 from client.meta_update import evaluate_nodes, meta_update
-from client.node import Node, enroll
+from client.node import Nodes, enroll
 from metarec_shared import wire
 from metarec_shared.errors import MetaRecError
 from metarec_shared.exchange import EnrollmentRequest, EvaluateRequest, TrainRequest
+from metarec_shared.randomness import generator
 from metarec_shared.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -24,22 +25,31 @@ def public_reason(error: Exception) -> str:
     return str(error) if isinstance(error, MetaRecError) else f"{type(error).__name__}, see the node's log"
 
 
-def _load(context: Context) -> tuple[Learner, Node]:
+def _load(context: Context) -> tuple[Learner, Nodes]:
     run_settings = Settings().with_values(context.run_config, "run configuration")
     settings = site_settings(run_settings, context.node_config)
     return load_learner(settings), load_node(settings, context.node_config, context.node_id)
 
 
-def answer(learner: Learner, nodes: list[Node], message: Message) -> RecordDict:
-    """Answer one message on behalf of ``nodes``, folded into one; the ClientApp is the case of one node."""
-    content = message.content
-    match message.metadata.message_type:
+def answer(learner: Learner, nodes: Nodes, content: RecordDict, kind: str) -> RecordDict:
+    """Answer a message on behalf of ``nodes``, folded into one; the ClientApp is the case of one node.
+
+    Args:
+        learner: Model and settings.
+        nodes: Who answers.
+        content: The message's.
+        kind: The message's type.
+    """
+    match kind:
         case "query":
             learner.check_catalogue(wire.unpack_request(EnrollmentRequest, content).catalogue)
             return wire.pack_enrollment(enroll(nodes, len(learner.model.text)))
         case "train":
             train = wire.unpack_request(TrainRequest, content)
-            return wire.pack_meta_update(meta_update(learner, wire.request_parameters(content), nodes, train))
+            update = meta_update(learner, wire.request_parameters(content), nodes, train)
+            seed, node = learner.settings.run.seed, int(nodes.node_ids[0])
+            rounding = generator(seed, "rounding", train.round_number, node)
+            return wire.pack_meta_update(update, learner.settings.traffic.update_bits, rounding)
         case _:
             judge = wire.unpack_request(EvaluateRequest, content)
             return wire.pack_evaluation(evaluate_nodes(learner, wire.request_parameters(content), nodes, judge))
@@ -56,7 +66,7 @@ def handle(message: Message, context: Context) -> Message:
     """
     try:
         learner, node = _load(context)
-        return Message(answer(learner, [node], message), reply_to=message)
+        return Message(answer(learner, node, message.content, message.metadata.message_type), reply_to=message)
     except MetaRecError:
         raise
     except Exception as error:

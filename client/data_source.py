@@ -1,13 +1,15 @@
 """Which users a node holds: those in a folder of its own, or a part of a simulated federation's users."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.learner import Learner
-from client.node import Node
+from client.node import Nodes
 from metarec_shared.errors import DataError
 from metarec_shared.partition import Partition, partition_users
 from metarec_shared.population import Population
@@ -25,7 +27,7 @@ def site_settings(settings: Settings, node_config: NodeConfig) -> Settings:
     return replace(settings, data=replace(settings.data, path=str(folder)))
 
 
-def load_node(settings: Settings, node_config: NodeConfig, node_id: int) -> Node:
+def load_node(settings: Settings, node_config: NodeConfig, node_id: int) -> Nodes:
     """Return the node that ``node_config`` describes.
 
     A site names its folder (``data-path``) and itself (``name``). A simulation's engine sets ``partition-id`` and
@@ -34,15 +36,56 @@ def load_node(settings: Settings, node_config: NodeConfig, node_id: int) -> Node
     Raises:
         DataError: The data cannot be used, or the configuration names neither a folder nor a partition.
     """
-    population = load_population(settings)
     if "data-path" in node_config:
+        population = load_population(settings)
         users = np.arange(len(population.interactions))
-        return Node(node_id=node_id, name=str(node_config.get("name", node_id)), population=population, users=users)
+        return Nodes(
+            node_ids=np.array([node_id]),
+            names=(str(node_config.get("name", node_id)),),
+            population=population,
+            users=users,
+            offsets=np.array([0, len(users)]),
+        )
     if "partition-id" not in node_config:
         raise DataError("the node's configuration names neither data-path nor partition-id: it has no data")
-    index = int(node_config["partition-id"])
-    partition = load_partition(settings, int(node_config["num-partitions"]))
-    return Node(node_id=node_id, name=f"{index:09d}", population=population, users=partition.of(index))
+    places = np.array([int(node_config["partition-id"])])
+    return simulated_nodes(settings, int(node_config["num-partitions"]), places, np.array([node_id]))
+
+
+def simulated_nodes(settings: Settings, count: int, places: NDArray[np.int64], node_ids: NDArray[np.int64]) -> Nodes:
+    """Return some of the ``count`` nodes that the run's users are spread over.
+
+    Args:
+        settings: The run's settings.
+        count: Nodes of the federation.
+        places: Which of them, from 0.
+        node_ids: Flower's ids of these.
+    """
+    users, offsets = load_partition(settings, count).of_all(places)
+    return Nodes(
+        node_ids=node_ids,
+        names=_PlaceNames(places),
+        population=load_population(settings),
+        users=users,
+        offsets=offsets,
+    )
+
+
+class _PlaceNames(Sequence[str]):
+    """Names of simulated nodes, in the order of their places; written down only when somebody reads them."""
+
+    def __init__(self, places: NDArray[np.int64]) -> None:
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        return _PlaceNames(self._places[index]) if isinstance(index, slice) else f"{self._places[index]:09d}"
 
 
 @lru_cache(maxsize=2)

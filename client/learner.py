@@ -1,19 +1,36 @@
 """What a client keeps between messages: the model, the settings of the run and the catalogue they belong to."""
 
+import logging
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from functools import cached_property, partial
+
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from metarec_shared.candidates import Candidates, draw_candidates
 from metarec_shared.checkpoint import load_parameters
 from metarec_shared.device import resolve_device
-from metarec_shared.errors import WireError
+from metarec_shared.errors import NodeError, WireError
 from metarec_shared.exchange import Parameters
-from metarec_shared.model import BertRecommender
+from metarec_shared.initialization import initial_model, released_names, travelling_names
+from metarec_shared.memory import GB, is_out_of_memory, peak_bytes, room
+from metarec_shared.meta_gradient import Batch, MetaGradient, cohort_meta_gradient
 from metarec_shared.randomness import generator
 from metarec_shared.settings import Settings
+from metarec_shared.tasks import TaskBatch
 
-USERS_AT_ONCE = 512
-"""Users of one backward or evaluation pass; more are taken in several passes of the same result."""
+MOST_USERS_AT_ONCE = 512
+"""Users of one pass at most; more would be no faster."""
+
+_PROBES = (2, 10)
+"""Users in two computations whose memory tells what one more user takes."""
+
+logger = logging.getLogger(__name__)
+
+BatchesOf = Callable[[int], Iterator[Batch]]
+"""Returns a cohort in batches of at most so many users."""
 
 
 class Learner:
@@ -29,7 +46,12 @@ class Learner:
         self.settings = settings
         self.catalogue = catalogue
         self.device = resolve_device(settings.run.device)
-        self.model = BertRecommender(text, settings.model, settings.adaptation).to(self.device)
+        self.model = initial_model(settings, text).to(self.device)
+        names = [name for name, _ in self.model.named_parameters()]
+        self.released = released_names(settings, names)
+        self._travelling = travelling_names(settings, names)
+        self._most_users = MOST_USERS_AT_ONCE
+        self.drawn_for_evaluation: tuple[Hashable, list[TaskBatch]] | None = None
 
     def check_catalogue(self, catalogue: str) -> None:
         """Refuse a message that belongs to another catalogue.
@@ -43,12 +65,12 @@ class Learner:
             )
 
     def load(self, parameters: Parameters) -> None:
-        """Copy ``parameters`` into the model.
+        """Copy the parameters that travel into the model; those that do not are what the run's seed drew.
 
         Raises:
             WireError: Names or shapes are not the model's.
         """
-        load_parameters(self.model, parameters, WireError)
+        load_parameters(self.model, parameters, WireError, self._travelling)
 
     def id_mask(self, round_number: int) -> Bool[Tensor, " items"] | None:
         """Draw which items' ID vectors are on in a round; the draw is public, so it is one for all nodes."""
@@ -57,3 +79,88 @@ class Learner:
             return None
         draws = generator(self.settings.run.seed, "id dropout", round_number).random(len(self.model.text))
         return torch.from_numpy(draws >= rate).to(self.device)
+
+    def candidates(self, round_number: int) -> Candidates | None:
+        """Draw the items of a round's softmax; None where it is over the whole catalogue."""
+        count = self.settings.adaptation.candidates
+        if not count:
+            return None
+        return draw_candidates(self.model.item_bias, count, self.settings.run.seed, round_number)
+
+    def meta_gradient(self, batches_of: BatchesOf, round_number: int) -> MetaGradient:
+        """Return the meta-gradient of a cohort, in as many parts as memory wants.
+
+        Args:
+            batches_of: The cohort in batches of at most so many users; called again where memory ran out.
+            round_number: Addresses the draws that all nodes share.
+
+        Raises:
+            NodeError: Memory does not even do for one user.
+        """
+        size = self.users_at_once
+        while True:
+            try:
+                return self._cohort(batches_of(size), round_number)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise NodeError("memory ran out for a single user; free some, or take a smaller model") from error
+            size = self._most_users = size // 2
+            logger.warning("memory ran out; going on with %d users at a time", size)
+
+    @property
+    def users_at_once(self) -> int:
+        """How many users are computed together within the memory bound, found by trying few of them."""
+        return min(self._most_users, self._users_in_bound)
+
+    @cached_property
+    def _users_in_bound(self) -> int:
+        bytes_a_user, fixed = self._measured_memory
+        left = room(self.settings.run.memory_gb, self.device)
+        users = int((left - fixed) / bytes_a_user)
+        if users < 1:
+            needed = fixed + bytes_a_user
+            raise NodeError(
+                f"one user takes {needed / GB:.2f} GB, and of the memory {left / GB:.2f} GB are left; wanted a larger "
+                f"run.memory-gb, got {self.settings.run.memory_gb:g} (0: what is free)"
+            )
+        if users < MOST_USERS_AT_ONCE:
+            logger.info("%d users at a time, %.1f MB each, fit the memory", users, bytes_a_user / 1e6)
+        return users
+
+    @cached_property
+    def _measured_memory(self) -> tuple[float, float]:
+        """Return the bytes that each user takes, and those that any number does."""
+        few, more = (peak_bytes(partial(self._cohort, [self._probe(users)], 1), self.device) for users in _PROBES)
+        each = max((more - few) / (_PROBES[1] - _PROBES[0]), 1.0)
+        return each, max(few - _PROBES[0] * each, 0.0)
+
+    def _cohort(self, batches: Iterable[Batch], round_number: int) -> MetaGradient:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.run.precision == "bfloat16"):
+            return cohort_meta_gradient(
+                self.model,
+                batches,
+                self.id_mask(round_number),
+                clip_norm=self.settings.federation.clip_norm,
+                released=self.released,
+                candidates=self.candidates(round_number),
+            )
+
+    def _probe(self, users: int) -> Batch:
+        """Return tasks as large as they come, of items that mean nothing."""
+        sizes, items = self.settings.tasks, len(self.model.text)
+        rng = np.random.default_rng(0)
+        drawn = torch.from_numpy(rng.integers(items, size=(users, sizes.support + sizes.query)))
+        support, query = drawn[:, : sizes.support], drawn[:, sizes.support :]
+        dropout = torch.ones(users, sizes.support + 1, self.settings.model.width) if sizes.feature_dropout else None
+        tasks = TaskBatch(
+            support=support,
+            support_mask=torch.ones_like(support, dtype=torch.bool),
+            feedback=torch.zeros_like(support),
+            query=query,
+            query_mask=torch.ones_like(query, dtype=torch.bool),
+            known=support,
+            dropout=dropout,
+        )
+        return tasks.to(self.device), torch.ones(users, device=self.device)

@@ -7,22 +7,23 @@ References:
     Chen et al. (2018), Federated meta-learning with fast convergence and efficient communication, algorithm 1.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from client.learner import USERS_AT_ONCE, Learner
-from client.node import Node
+from client.learner import Learner
+from client.node import Drawn, Nodes
 from metarec_shared.errors import NodeError
-from metarec_shared.evaluation import cold_user_tasks, evaluate, model_scorer
+from metarec_shared.evaluation import batched, cold_user_tasks, evaluate, model_scorer
 from metarec_shared.exchange import EvaluateRequest, Evaluation, MetaUpdate, Parameters, TrainRequest
-from metarec_shared.meta_gradient import summed_meta_gradient
-from metarec_shared.split import Role
-from metarec_shared.tasks import Task, pad
+from metarec_shared.meta_gradient import Batch
+from metarec_shared.tasks import TaskBatch
 
 
-def meta_update(learner: Learner, parameters: Parameters, nodes: Sequence[Node], request: TrainRequest) -> MetaUpdate:
+def meta_update(learner: Learner, parameters: Parameters, nodes: Nodes, request: TrainRequest) -> MetaUpdate:
     """Adapt to every drawn user of ``nodes`` and sum the weighted meta-gradients.
 
     Args:
@@ -36,29 +37,30 @@ def meta_update(learner: Learner, parameters: Parameters, nodes: Sequence[Node],
 
     Raises:
         WireError: The parameters or the catalogue are not this learner's.
-        NodeError: A meta-gradient is not finite.
+        NodeError: A meta-gradient is not finite, or memory does not do for one user.
     """
     learner.check_catalogue(request.catalogue)
     learner.load(parameters)
-    tasks, weights = _draw_tasks(learner, nodes, request)
-    gradients = {name: torch.zeros_like(value) for name, value in learner.model.named_parameters()}
-    loss, id_mask = torch.zeros((), dtype=torch.float64), learner.id_mask(request.round_number)
-    for start in range(0, len(tasks), USERS_AT_ONCE):
-        batch = pad(tasks[start : start + USERS_AT_ONCE]).to(learner.device)
-        batch_weights = weights[start : start + USERS_AT_ONCE].to(learner.device)
-        part = summed_meta_gradient(learner.model, batch, batch_weights, id_mask)
-        loss += part.losses.double().sum().cpu()
-        for name, gradient in part.gradients.items():
-            gradients[name] += gradient
-    if not all(bool(value.isfinite().all()) for value in (loss, *gradients.values())):
+    drawn, by_user = nodes.draw(request), learner.settings.federation.weighting == "users"
+    shares = np.ones(len(nodes)) if by_user else 1.0 / np.maximum(drawn.expected, 1e-9)
+
+    def batches_of(size: int) -> Iterator[Batch]:
+        return _batches(learner, nodes, request, drawn, shares[drawn.nodes].astype(np.float32), size)
+
+    found = learner.meta_gradient(batches_of, request.round_number)
+    loss = found.losses.double().sum().cpu()
+    if not all(bool(value.isfinite().all()) for value in (loss, *found.gradients.values())):
         raise NodeError("the meta-update is not finite")
-    weight = sum(_weight(node, learner, request) for node in nodes)
-    return MetaUpdate(gradients=gradients, weight=weight, loss=float(loss), users=len(tasks), nodes=len(nodes))
+    return MetaUpdate(
+        gradients=found.gradients,
+        weight=float(drawn.expected.sum() if by_user else (drawn.expected > 0).sum()),
+        loss=float(loss),
+        users=len(drawn.users),
+        nodes=len(nodes),
+    )
 
 
-def evaluate_nodes(
-    learner: Learner, parameters: Parameters, nodes: Sequence[Node], request: EvaluateRequest
-) -> Evaluation:
+def evaluate_nodes(learner: Learner, parameters: Parameters, nodes: Nodes, request: EvaluateRequest) -> Evaluation:
     """Rank the catalogue for the users of ``nodes`` in a role and sum their metrics.
 
     Raises:
@@ -66,45 +68,55 @@ def evaluate_nodes(
     """
     learner.check_catalogue(request.catalogue)
     learner.load(parameters)
-    tasks = list(_evaluation_tasks(learner, nodes, request))
-    if not tasks:
+    batches = _evaluation_batches(learner, nodes, request)
+    if not batches:
         return Evaluation(sums={}, users=0, nodes=len(nodes))
-    metrics = evaluate(model_scorer(learner.model, adapt=request.adapt), tasks, learner.settings.evaluation.k)
+    metrics = evaluate(model_scorer(learner.model, adapt=request.adapt), batches, learner.settings.evaluation.k)
     return Evaluation(
         sums={name: float(values.sum()) for name, values in metrics.items() if name != "auc"},
-        users=len(tasks),
+        users=sum(len(batch) for batch in batches),
         nodes=len(nodes),
     )
 
 
-def _draw_tasks(learner: Learner, nodes: Sequence[Node], request: TrainRequest) -> tuple[list[Task], Tensor]:
-    settings, tasks, weights = learner.settings, [], []
-    for node in nodes:
-        users, scale = node.draw(request), request.rating_scale
-        share = 1.0 if settings.federation.weighting == "users" else 1.0 / max(_expected_users(node, request), 1e-9)
-        tasks += [
-            node.population.training_task(int(u), request.round_number, settings.tasks, settings.model.width, scale)
-            for u in users
-        ]
-        weights += [share] * len(users)
-    return tasks, torch.tensor(weights)
+def _batches(
+    learner: Learner, nodes: Nodes, request: TrainRequest, drawn: Drawn, weights: NDArray[np.float32], size: int
+) -> Iterator[Batch]:
+    """Draw the users' tasks in batches; while one is computed, the next is drawn beside it."""
+    settings, population = learner.settings, nodes.population
+
+    def draw(start: int) -> Batch:
+        users = drawn.users[start : start + size]
+        tasks = population.training_tasks(
+            users, request.round_number, settings.tasks, settings.model.width, request.rating_scale
+        )
+        return tasks.to(learner.device), torch.from_numpy(weights[start : start + size]).to(learner.device)
+
+    starts = range(0, len(drawn.users), size)
+    if len(starts) <= 1:
+        yield from map(draw, starts)
+        return
+    with ThreadPoolExecutor(1, "metarec-tasks") as pool:
+        coming: Future[Batch] = pool.submit(draw, 0)
+        for start in starts:
+            batch, following = coming.result(), start + size
+            if following < len(drawn.users):
+                coming = pool.submit(draw, following)
+            yield batch
 
 
-def _weight(node: Node, learner: Learner, request: TrainRequest) -> float:
-    """Return the node's weight: its expected users, or one. It is public, unlike the number of users drawn."""
-    expected = _expected_users(node, request)
-    return expected if learner.settings.federation.weighting == "users" else float(expected > 0)
-
-
-def _expected_users(node: Node, request: TrainRequest) -> float:
-    return len(node.users_in(Role.TRAINING)) * min(request.sampling_rate, 1.0)
-
-
-def _evaluation_tasks(learner: Learner, nodes: Sequence[Node], request: EvaluateRequest) -> Iterator[Task]:
+def _evaluation_batches(learner: Learner, nodes: Nodes, request: EvaluateRequest) -> list[TaskBatch]:
+    """Return the tasks of the judged users, drawn once for as long as the same nodes are asked the same."""
     sizes = learner.settings.evaluation
-    for node in nodes:
-        users = node.users_in(request.role)
-        for draw in range(request.draws):
-            yield from cold_user_tasks(
-                node.population, users, request.order, sizes.support, sizes.query, request.rating_scale, draw
+    users = nodes.judged(request.role, request.sampling_rate)
+    key = (id(nodes.population), users.tobytes(), request.order, request.draws, request.rating_scale)
+    if learner.drawn_for_evaluation is None or learner.drawn_for_evaluation[0] != key:
+        tasks = [
+            task
+            for draw in range(request.draws)
+            for task in cold_user_tasks(
+                nodes.population, users, request.order, sizes.support, sizes.query, request.rating_scale, draw
             )
+        ]
+        learner.drawn_for_evaluation = (key, batched(tasks))
+    return learner.drawn_for_evaluation[1]

@@ -1,64 +1,108 @@
-"""A node: one device with one user, or one site with many, and the users it draws for a round."""
+"""Nodes: devices with one user each, or sites with many, and the users they draw for a round.
 
+A ClientApp answers for one node, the in-process grid for all nodes of a message at once: columns of many nodes' users
+cost what the users cost, however many nodes they are spread over.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metarec_shared.dataset import RatingScale
-from metarec_shared.exchange import Enrollment, NodeSummary, TrainRequest
+from metarec_shared.exchange import Enrollment, TrainRequest
 from metarec_shared.population import SHORTEST_HISTORY, Population
 from metarec_shared.randomness import uniforms
 from metarec_shared.split import Role
 
+USERS_COUNTED_AT_ONCE = 1 << 16
+"""Users whose histories are read together when items are counted; memory grows with it."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """The users of one node.
+
+class Drawn(NamedTuple):
+    """Users that take part in a round.
 
     Attributes:
-        node_id: Flower's id of the node.
-        name: The node's stable name.
-        population: Where its users' histories are; simulated nodes share one population.
-        users: The node's users, int64 positions in ``population``.
+        users: Positions in the population, int64 [users].
+        nodes: Which node each belongs to, counted from 0 within the group, int64 [users].
+        expected: Users each node expects to draw, a public constant of it, float64 [nodes].
     """
 
-    node_id: int
-    name: str
+    users: NDArray[np.int64]
+    nodes: NDArray[np.int64]
+    expected: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nodes:
+    """The users of one node, or of several; node ``i`` holds ``users[offsets[i]:offsets[i + 1]]``.
+
+    Attributes:
+        node_ids: Flower's ids of the nodes, int64 [nodes].
+        names: The nodes' stable names, [nodes].
+        population: Where their users' histories are; simulated nodes share one population.
+        users: Their users, int64 positions in ``population``.
+        offsets: Where each node's users begin, int64 [nodes + 1].
+    """
+
+    node_ids: NDArray[np.int64]
+    names: Sequence[str]
     population: Population
     users: NDArray[np.int64]
+    offsets: NDArray[np.int64]
 
-    def users_in(self, role: Role, shortest: int = SHORTEST_HISTORY) -> NDArray[np.int64]:
-        """Return the node's users in ``role`` with a history of at least ``shortest``."""
-        long_enough = self.population.interactions.lengths[self.users] >= shortest
-        chosen: NDArray[np.int64] = self.users[long_enough & (self.population.roles[self.users] == role)]
-        return chosen
+    def __len__(self) -> int:
+        return len(self.node_ids)
 
-    def draw(self, request: TrainRequest) -> NDArray[np.int64]:
+    def users_in(self, role: Role, shortest: int = SHORTEST_HISTORY) -> NDArray[np.bool_]:
+        """Mark the users in ``role`` with a history of at least ``shortest``, bool [users]."""
+        offsets = self.population.interactions.offsets
+        long_enough = offsets[self.users + 1] - offsets[self.users] >= shortest
+        marked: NDArray[np.bool_] = long_enough & (self.population.roles[self.users] == role)
+        return marked
+
+    def count(self, marked: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return how many of each node's users are marked, int64 [nodes]."""
+        return np.bincount(self._node_of_user()[marked], minlength=len(self))
+
+    def draw(self, request: TrainRequest) -> Drawn:
         """Draw the meta-training users that take part in a round: each by a coin of its own (Poisson sampling)."""
-        users = self.users_in(Role.TRAINING)
-        if request.sampling_rate >= 1.0:
+        eligible, rate = self.users_in(Role.TRAINING), min(request.sampling_rate, 1.0)
+        nodes, users = self._node_of_user()[eligible], self.users[eligible]
+        expected = np.bincount(nodes, minlength=len(self)).astype(np.float64) * rate
+        if rate < 1.0:
+            population = self.population
+            heads = uniforms(population.keys[users], population.seed, "sampling", request.round_number) < rate
+            nodes, users = nodes[heads], users[heads]
+        return Drawn(users, nodes, expected)
+
+    def judged(self, role: Role, share: float) -> NDArray[np.int64]:
+        """Return the users in ``role`` that are evaluated: of many, a ``share`` that is the same every time."""
+        users = self.users[self.users_in(role)]
+        if share >= 1.0:
             return users
-        population = self.population
-        coins = uniforms(population.keys[users], population.seed, "sampling", request.round_number)
-        drawn: NDArray[np.int64] = users[coins < request.sampling_rate]
-        return drawn
+        return users[uniforms(self.population.keys[users], self.population.seed, "judged") < share]
+
+    def _node_of_user(self) -> NDArray[np.int64]:
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
 
-def enroll(nodes: list[Node], catalogue_size: int) -> Enrollment:
+def enroll(nodes: Nodes, catalogue_size: int) -> Enrollment:
     """Say who the nodes are and how many of their meta-training users interacted with each item."""
-    counts = np.zeros(catalogue_size, dtype=np.int64)
-    summaries, scales = [], []
-    for node in nodes:
-        training = node.users_in(Role.TRAINING)
-        counts += node.population.item_counts(training, catalogue_size)
-        scales.append(node.population.observed_scale(training))
-        summaries.append(
-            NodeSummary(
-                node_id=node.node_id,
-                name=node.name,
-                training_users=len(training),
-                validation_users=len(node.users_in(Role.VALIDATION)),
-            )
-        )
-    return Enrollment(nodes=tuple(summaries), item_counts=counts, rating_scale=RatingScale.widest(scales))
+    training = nodes.users_in(Role.TRAINING)
+    counts, scales = np.zeros(catalogue_size, dtype=np.int64), []
+    users = nodes.users[training]
+    for start in range(0, len(users), USERS_COUNTED_AT_ONCE):
+        part = users[start : start + USERS_COUNTED_AT_ONCE]
+        counts += nodes.population.item_counts(part, catalogue_size)
+        scales.append(nodes.population.observed_scale(part))
+    return Enrollment(
+        node_ids=nodes.node_ids,
+        names=np.array(list(nodes.names), dtype=np.str_),
+        training_users=nodes.count(training),
+        validation_users=nodes.count(nodes.users_in(Role.VALIDATION)),
+        item_counts=counts,
+        rating_scale=RatingScale.widest(scales),
+    )

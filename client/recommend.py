@@ -10,7 +10,8 @@ import torch
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import DataError
-from metarec_shared.model import NEVER, BertRecommender
+from metarec_shared.inner_loop import NEVER
+from metarec_shared.model import BertRecommender
 from metarec_shared.tasks import Task, feedback_levels, pad
 
 

@@ -1,11 +1,15 @@
-"""The inner loop: gradient steps on each user's support loss, for what is adapted by name.
+"""What the inner loop adapts, by name, and where it starts.
 
     theta_u^0 = theta (the meta-initialization),   theta_u^{k+1} = theta_u^k - a_k * dL_support(theta_u^k) / dtheta_u^k
 
 with inner learning rates a_k that are fixed, or meta-learned with everything else as in Meta-SGD. The support loss is
 the cross-entropy of the support items over the whole catalogue, averaged over the support set; a user without support
-items keeps the initialization. Users never share adapted state, so the gradient of the summed loss with respect to
-stacked per-user state is the stack of per-user gradients, and one pass adapts a whole cohort.
+items keeps the initialization.
+
+Two families. Where only the user vector or the layer that writes it is adapted, the whole loop is a recursion on user
+vectors in closed form (``inner_loop``), and the body runs once for all users. Where the body itself is adapted, every
+user has parameters of his own: users never share adapted state, so the gradient of the summed loss with respect to
+stacked per-user state is the stack of per-user gradients, and one pass adapts many.
 
 References:
     Finn, Abbeel and Levine (2017), Model-agnostic meta-learning, equation 1. Li et al. (2017), Meta-SGD, equation 2.
@@ -13,8 +17,7 @@ References:
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
+from metarec_shared.inner_loop import Support, adapt_user_vectors, scores
 from metarec_shared.settings import AdaptationSettings
 from metarec_shared.tasks import TaskBatch
 
@@ -31,51 +35,18 @@ if TYPE_CHECKING:
 State = dict[str, Tensor]
 """What the inner loop changes: named tensors with a leading user dimension."""
 
-Scores = Callable[[State], Tensor]
-"""Scores [users, items] of the catalogue as a function of the adapted state."""
-
 USERS_AT_ONCE = 16
 """Users whose own copies of the body are evaluated together; memory grows with it, speed hardly does."""
 
 
-class Context(NamedTuple):
-    """What an inner loop runs on: the model, the users' tasks, item vectors ``E`` [items, width], ID vectors on."""
-
-    model: "BertRecommender"
-    tasks: TaskBatch
-    E: Tensor
-    id_mask: Tensor | None
-
-
-class Start(NamedTuple):
-    """Where the inner loop begins.
-
-    Attributes:
-        state: The meta-initialization of what is adapted, one row a user.
-        scores: Scores of the catalogue as a function of such a state.
-    """
-
-    state: State
-    scores: Scores
-
-
-def support_loss(scores: Float[Tensor, "users items"], tasks: TaskBatch) -> Float[Tensor, " users"]:
+def support_loss(scored: Float[Tensor, "users items"], tasks: TaskBatch) -> Float[Tensor, " users"]:
     """Return each user's mean cross-entropy of the support items, 0 for an empty support set."""
-    log_probabilities = F.log_softmax(scores, dim=-1).gather(1, tasks.support)
-    return -(log_probabilities * support_weights(tasks, scores.dtype)).sum(dim=1)
-
-
-def support_weights(tasks: TaskBatch, dtype: torch.dtype) -> Float[Tensor, "users support"]:
-    """Return the weight of each support item in its user's loss: 1 / support size, 0 for padding."""
-    mask = tasks.support_mask.to(dtype)
-    return mask / mask.sum(dim=1, keepdim=True).clamp(min=1.0)
+    support = Support.of(tasks, scored.dtype)
+    return -(F.log_softmax(scored, dim=-1).gather(1, support.items) * support.weights).sum(dim=1)
 
 
 class Adaptation(nn.Module):
-    """The inner loop over one choice of adapted parameters.
-
-    Subclasses say where the loop starts and how scores depend on the adapted state.
-    """
+    """The inner loop over one choice of adapted parameters."""
 
     default_learning_rate: float
     """Inner learning rate where the settings give none: gradients of different choices differ in scale."""
@@ -93,84 +64,115 @@ class Adaptation(nn.Module):
             self.register_buffer("fixed_rates", torch.full(shape, rate), persistent=False)
 
     @abstractmethod
-    def start(self, context: Context) -> Start:
-        """Return the initial state of every user and the scores as a function of the state."""
-
     def forward(
-        self, model: "BertRecommender", tasks: TaskBatch, id_mask: Bool[Tensor, " items"] | None
+        self, model: "BertRecommender", tasks: TaskBatch, E: Tensor, id_mask: Bool[Tensor, " items"] | None
     ) -> Float[Tensor, "users items"]:
-        """Return the catalogue's scores after the inner loop."""
-        context = Context(model, tasks, model.item_vectors(id_mask), id_mask)
-        state, scores = self.start(context)
-        for rates in self.rates():
-            gradient = self.support_gradient(context, state, scores)
-            if not self.second_order:
-                gradient = {name: value.detach() for name, value in gradient.items()}
-            state = {name: value - rates * gradient[name] for name, value in state.items()}
-        return scores(state)
+        """Return the catalogue's scores after the inner loop; ``E`` are the meta-initialization's item vectors."""
 
     def rates(self) -> Float[Tensor, "steps ..."]:
         """Return the inner learning rates, one row a step; learned ones are kept positive by a softplus."""
         return F.softplus(self.raw_rates) if self.learned else self.fixed_rates  # type: ignore[return-value]
 
-    def support_gradient(self, context: Context, state: State, scores: Scores) -> State:
-        """Return the gradient of each user's support loss with respect to that user's state."""
-        gradient: State = grad(lambda s: support_loss(scores(s), context.tasks).sum())(state)
-        return gradient
+
+class ClosedForm(Adaptation):
+    """An inner loop that is a recursion on user vectors: the body runs once, and a few numbers a user are adapted."""
+
+    @abstractmethod
+    def user_rates(
+        self, encoded: Float[Tensor, "users width"], rates: Float[Tensor, "users steps ..."]
+    ) -> Float[Tensor, "users steps width"]:
+        """Return the learning rates of the recursion on user vectors.
+
+        Args:
+            encoded: What the body wrote.
+            rates: The inner learning rates as ``rates`` returns them, one copy a user.
+        """
+
+    def forward(
+        self, model: "BertRecommender", tasks: TaskBatch, E: Tensor, id_mask: Bool[Tensor, " items"] | None
+    ) -> Float[Tensor, "users items"]:
+        """Return the catalogue's scores after the inner loop."""
+        encoded, items = model.encode(tasks, E), model.items(E)
+        rates = self.rates()
+        own = self.user_rates(encoded, rates.expand(len(tasks), *rates.shape))
+        support = Support.of(tasks, encoded.dtype)
+        h = adapt_user_vectors(model.head(encoded), own, items, support, second_order=self.second_order)
+        return scores(h, items)
 
 
-class UserVector(Adaptation):
-    """Adapts the user vector that the body wrote: a few numbers a user, and the body runs once.
-
-    Inner learning rates: one a step and dimension.
-    """
+class UserVector(ClosedForm):
+    """Adapts the user vector that the body wrote. Inner learning rates: one a step and dimension."""
 
     default_learning_rate = 0.5
 
     def __init__(self, settings: AdaptationSettings, width: int) -> None:
         super().__init__(settings, (width,))
 
-    def start(self, context: Context) -> Start:
-        """Start from the user vector of the meta-initialization."""
-        model, tasks, E, _ = context
-        h = model.head(model.encode(tasks, E))
-        return Start({"user_vector": h}, lambda state: model.scores(state["user_vector"], E))
-
-    def support_gradient(self, context: Context, state: State, scores: Scores) -> State:
-        """Return the gradient in closed form, (softmax(h E' + b) - target) E: no graph of a graph is needed."""
-        _, tasks, E, _ = context
-        weights = support_weights(tasks, E.dtype)
-        target = torch.einsum("us,usd->ud", weights, E[tasks.support])
-        expected = F.softmax(scores(state), dim=-1) @ E
-        return {"user_vector": expected * weights.sum(dim=1, keepdim=True) - target}
+    def user_rates(self, encoded: Tensor, rates: Tensor) -> Tensor:
+        """Return the rates as they are."""
+        return rates
 
 
-class Head(Adaptation):
-    """Adapts the linear layer that turns the body's output into the user vector; the body runs once.
+class Head(ClosedForm):
+    """Adapts the linear layer that turns the body's output into the user vector. Inner learning rates: one a step.
 
-    Inner learning rates: one a step.
+    With user vector h = W x + c, the support loss has gradient (dL/dh) x' in W and dL/dh in c, so one step moves h by
+    a (x'x + 1) dL/dh: no user needs a W of his own.
     """
 
     default_learning_rate = 0.005
 
-    def start(self, context: Context) -> Start:
-        """Start from the meta-initialization of the head."""
-        model, tasks, E, _ = context
-        encoded = model.encode(tasks, E)
-        state = _copies({"weight": model.head.weight, "bias": model.head.bias}, len(tasks))
-
-        def scores(state: State) -> Tensor:
-            h = torch.einsum("uoi,ui->uo", state["weight"], encoded) + state["bias"]
-            return model.scores(h, E)
-
-        return Start(state, scores)
+    def user_rates(self, encoded: Tensor, rates: Tensor) -> Tensor:
+        """Return a_k (x'x + 1) for every dimension; in a first-order loop one of the two x is a constant."""
+        other = encoded if self.second_order else encoded.detach()
+        reach = 1.0 + (encoded * other).sum(dim=-1, keepdim=True)
+        return (rates * reach)[:, :, None].expand(-1, -1, encoded.shape[-1])
 
 
-class LowRank(Adaptation):
-    """Adapts a low-rank update A B of every attention projection of the body (LoRA).
+class OwnParameters(Adaptation):
+    """An inner loop in which every user has parameters of the body of his own."""
 
-    A starts at a meta-learned initialization and B at zero, so the initial update is zero. Inner learning rates: one
-    a step.
+    @abstractmethod
+    def initial(self, model: "BertRecommender") -> State:
+        """Return the meta-initialization of what is adapted, without the user dimension."""
+
+    @abstractmethod
+    def parameters_of_one(self, model: "BertRecommender", state: State) -> State:
+        """Return one user's parameters of the model, by name."""
+
+    def shared_vectors(self, E: Tensor) -> Tensor | None:
+        """Return the item vectors that all users share; None where each has his own."""
+        return E
+
+    def forward(
+        self, model: "BertRecommender", tasks: TaskBatch, E: Tensor, id_mask: Bool[Tensor, " items"] | None
+    ) -> Float[Tensor, "users items"]:
+        """Return the catalogue's scores after the inner loop."""
+        shared = self.shared_vectors(E)
+
+        def score_one(state: State, task: dict[str, Tensor]) -> Tensor:
+            batch = TaskBatch(**{name: value[None] for name, value in task.items()})
+            own = self.parameters_of_one(model, state)
+            scored: Tensor = functional_call(model, own, (batch, id_mask), {"adapt": False, "E": shared})
+            return scored[0]
+
+        def score(state: State) -> Tensor:
+            scored: Tensor = vmap(score_one, chunk_size=USERS_AT_ONCE)(state, tasks.tensors())
+            return scored
+
+        state = {name: value.expand(len(tasks), *value.shape) for name, value in self.initial(model).items()}
+        for rate in self.rates():
+            gradient: State = grad(lambda s: support_loss(score(s), tasks).sum())(state)
+            if not self.second_order:
+                gradient = {name: value.detach() for name, value in gradient.items()}
+            state = {name: value - rate * gradient[name] for name, value in state.items()}
+        return score(state)
+
+
+class LowRank(OwnParameters):
+    """Adapts a low-rank update A B of every attention projection of the body (LoRA). Inner learning rates: one a step.
+
+    A starts at a meta-learned initialization and B at zero, so the initial update is zero.
 
     References:
         Hu et al. (2021), LoRA, section 4.1.
@@ -182,55 +184,44 @@ class LowRank(Adaptation):
         super().__init__(settings)
         self.down = nn.Parameter(torch.randn(width, settings.lora_rank) / math.sqrt(width))
 
-    def start(self, context: Context) -> Start:
-        """Start from the body's own weights."""
-        body = dict(context.model.named_parameters())
-        adapted = [name for name in body if name.startswith("encoder.") and _is_attention_projection(name)]
-        initial: State = {f"{name}.down": self.down for name in adapted}
-        initial |= {f"{name}.up": torch.zeros_like(self.down).T for name in adapted}
+    def initial(self, model: "BertRecommender") -> State:
+        """Return A and B of every attention projection."""
+        names = _attention_projections(model)
+        state: State = {f"{name}.down": self.down for name in names}
+        return state | {f"{name}.up": torch.zeros_like(self.down).T for name in names}
 
-        def weights(state: State) -> State:
-            return {name: body[name] + (state[f"{name}.down"] @ state[f"{name}.up"]).T for name in adapted}
+    def parameters_of_one(self, model: "BertRecommender", state: State) -> State:
+        """Return the body's projections with one user's update added."""
+        return {
+            name: weight + (state[f"{name}.down"] @ state[f"{name}.up"]).T
+            for name, weight in _attention_projections(model).items()
+        }
 
-        return _start_with_own_parameters(context, initial, weights)
 
-
-class Everything(Adaptation):
-    """Adapts every parameter of the recommender, a copy a user: MAML as published, and as costly.
-
-    Inner learning rates: one a step.
-    """
+class Everything(OwnParameters):
+    """Adapts every parameter of the recommender: MAML as published, and as costly. Inner learning rates: one a step."""
 
     default_learning_rate = 0.005
 
-    def start(self, context: Context) -> Start:
-        """Start from a copy of the whole meta-initialization for every user."""
-        parameters: State = {n: p for n, p in context.model.named_parameters() if not n.startswith("adaptation.")}
-        return _start_with_own_parameters(context, parameters, lambda state: state)
+    def initial(self, model: "BertRecommender") -> State:
+        """Return the whole meta-initialization."""
+        return {name: value for name, value in model.named_parameters() if not name.startswith("adaptation.")}
+
+    def parameters_of_one(self, model: "BertRecommender", state: State) -> State:
+        """Return the user's parameters, which are what is adapted."""
+        return state
+
+    def shared_vectors(self, E: Tensor) -> Tensor | None:
+        """Return None: item vectors are made of adapted parameters."""
+        return None
 
 
-def _start_with_own_parameters(context: Context, initial: State, parameters: Callable[[State], State]) -> Start:
-    """Start from a copy of ``initial`` a user; ``parameters`` turns one user's copy into parameters of the model."""
-    model, tasks, _, id_mask = context
-
-    def scores_of_one(state: State, task: dict[str, Tensor]) -> Tensor:
-        batch = TaskBatch(**{name: value[None] for name, value in task.items()})
-        scored: Tensor = functional_call(model, parameters(state), (batch, id_mask), {"adapt": False})
-        return scored[0]
-
-    def scores(state: State) -> Tensor:
-        scored: Tensor = vmap(scores_of_one, chunk_size=USERS_AT_ONCE)(state, tasks.tensors())
-        return scored
-
-    return Start(_copies(initial, len(tasks)), scores)
-
-
-def _copies(tensors: State, users: int) -> State:
-    return {name: value.expand(users, *value.shape) for name, value in tensors.items()}
-
-
-def _is_attention_projection(name: str) -> bool:
-    return name.endswith("weight") and ".attention." in name and "LayerNorm" not in name
+def _attention_projections(model: "BertRecommender") -> State:
+    return {
+        name: value
+        for name, value in model.named_parameters()
+        if name.startswith("encoder.") and ".attention." in name and name.endswith("weight") and "LayerNorm" not in name
+    }
 
 
 def build_adaptation(settings: AdaptationSettings, width: int) -> Adaptation:

@@ -6,6 +6,7 @@ card. Each file is written atomically.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,13 +104,23 @@ class Checkpoint:
         }
 
 
-def load_parameters(model: BertRecommender, parameters: Parameters, error: type[MetaRecError]) -> None:
+def load_parameters(
+    model: BertRecommender, parameters: Parameters, error: type[MetaRecError], names: Iterable[str] | None = None
+) -> None:
     """Copy ``parameters`` into ``model``.
+
+    Args:
+        model: Where to.
+        parameters: By name.
+        error: What to raise.
+        names: Which parameters must be given, the others stay; None: all.
 
     Raises:
         MetaRecError: As ``error``: names or shapes are not the model's.
     """
     own = dict(model.named_parameters())
+    if names is not None:
+        own = {name: own[name] for name in names}
     if own.keys() != parameters.keys():
         odd = ", ".join(sorted(own.keys() ^ parameters.keys()))
         raise error(f"parameters do not fit the model; missing or unknown: {odd}")

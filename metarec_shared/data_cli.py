@@ -1,4 +1,4 @@
-"""The commands ``metarec data describe`` and ``metarec data download``.
+"""The commands ``metarec data describe``, ``metarec data pack`` and ``metarec data download``.
 
 What takes long to import is imported where it is used: ``metarec --help`` loads this module.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from metarec_shared.dataset import Dataset
 
-app = typer.Typer(help="Describe a folder of data, or download a public data set.", no_args_is_help=True)
+app = typer.Typer(help="Describe or pack a folder of data, or download a public data set.", no_args_is_help=True)
 
 _BAR_WIDTH = 40
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -36,13 +36,12 @@ class Downloadable(StrEnum):
     ML_100K = "ml-100k"
 
 
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Folder in a known layout.", show_default=False)]
+OnBadRows = Annotated[BadRows, typer.Option(help="Stop at a row that cannot be read, or skip it.")]
+
+
 @app.command()
-def describe(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder in a known layout.", show_default=False)],
-    on_bad_rows: Annotated[BadRows, typer.Option(help="Stop at a row that cannot be read, or skip it.")] = (
-        BadRows.ERROR
-    ),
-) -> None:
+def describe(directory: Directory, on_bad_rows: OnBadRows = BadRows.ERROR) -> None:
     """Print what a folder of data holds, and what is wrong with it."""
     from rich.console import Console
 
@@ -58,6 +57,31 @@ def describe(
         console.print(f"Problem: {problem}", style="yellow", markup=False, soft_wrap=True)
     if not dataset.problems:
         console.print("No problems found.")
+
+
+@app.command()
+def pack(
+    directory: Directory,
+    out: Annotated[Path, typer.Option(metavar="DIR2", help="Folder that is made.", show_default=False)],
+    on_bad_rows: OnBadRows = BadRows.ERROR,
+) -> None:
+    """Pack a folder of data into one that opens at once and is never copied into memory; every command takes it."""
+    from rich.filesize import decimal
+
+    from metarec_shared.packed import check_absent, write_packed
+    from metarec_shared.readers import read_dataset
+    from metarec_shared.settings import DataSettings
+
+    check_absent(out)
+    dataset = read_dataset(directory, DataSettings(path=str(directory), on_bad_rows=on_bad_rows.value))
+    write_packed(dataset, out)
+    for problem in dataset.problems:
+        typer.echo(f"Problem: {problem}")
+    size = sum(path.stat().st_size for path in out.iterdir())
+    typer.echo(
+        f"{out}: {len(dataset.interactions):,} users, {len(dataset.catalogue):,} items, "
+        f"{len(dataset.interactions.items):,} interactions in {decimal(size)}"
+    )
 
 
 @app.command()

@@ -47,7 +47,7 @@ class Dataset:
 
     Attributes:
         name: Name of the folder, or of the generator.
-        layout: Which layout the folder was found to be in.
+        layout: Which layout the folder was found to be in; of a packed folder, the layout it was packed from.
         catalogue: Public items.
         interactions: Private histories, users sorted by id.
         rating_scale: The ratings' scale where layout or settings fix it, which makes it public; else None.

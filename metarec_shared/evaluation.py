@@ -44,15 +44,19 @@ def cold_user_tasks(
     return [population.evaluation_task(int(user), order, support, query, scale, draw) for user in long_enough]
 
 
-def evaluate(scorer: Scorer, tasks: Sequence[Task], k: int) -> dict[str, Float[Tensor, " users"]]:
+def batched(tasks: Sequence[Task]) -> list[TaskBatch]:
+    """Return tasks padded in batches, as ``evaluate`` takes them; whoever evaluates often makes them once."""
+    return [pad(tasks[start : start + USERS_AT_ONCE]) for start in range(0, len(tasks), USERS_AT_ONCE)]
+
+
+def evaluate(scorer: Scorer, batches: Sequence[TaskBatch], k: int) -> dict[str, Float[Tensor, " users"]]:
     """Return every ranking metric of every user; the support set is never ranked.
 
     Raises:
         ValueError: There is no task, or a score is not finite.
     """
     parts = []
-    for start in range(0, len(tasks), USERS_AT_ONCE):
-        batch = pad(tasks[start : start + USERS_AT_ONCE])
+    for batch in batches:
         with torch.no_grad():
             scores = scorer(batch).cpu()
         known = batch.known_mask(scores.shape[1])

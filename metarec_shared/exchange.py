@@ -26,33 +26,22 @@ class EnrollmentRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeSummary:
-    """One node as the server knows it.
-
-    Attributes:
-        node_id: Flower's id of the node, which differs from run to run.
-        name: The node's own, stable name: sampling is addressed by it.
-        training_users: Users the node can meta-train on.
-        validation_users: Users the node can validate on.
-    """
-
-    node_id: int
-    name: str
-    training_users: int
-    validation_users: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Enrollment:
-    """The answer of one node, or of several folded into one.
+    """The answer of one node, or of several folded into one: a column a quantity, so that a million nodes cost bytes.
 
     Attributes:
-        nodes: Who answered.
+        node_ids: Flower's ids of the nodes, which differ from run to run, int64 [nodes].
+        names: The nodes' own, stable names: sampling is addressed by them, strings [nodes].
+        training_users: Users each node can meta-train on, int64 [nodes].
+        validation_users: Users each node can validate on, int64 [nodes].
         item_counts: Meta-training users who interacted with each item, int64 [items].
         rating_scale: Scale of the nodes' ratings, the widest where they differ; None where there are no ratings.
     """
 
-    nodes: tuple[NodeSummary, ...]
+    node_ids: NDArray[np.int64]
+    names: NDArray[np.str_]
+    training_users: NDArray[np.int64]
+    validation_users: NDArray[np.int64]
     item_counts: NDArray[np.int64]
     rating_scale: RatingScale | None
 
@@ -102,6 +91,7 @@ class EvaluateRequest:
         order: Order in which their histories are read.
         adapt: Whether to run the inner loop.
         draws: Random orders every user is judged in; one where the order is that of time.
+        sampling_rate: Share of the users in the role that are judged, the same ones every time.
         rating_scale: The scale on which all nodes read ratings as feedback; None: there are no ratings.
         catalogue: Fingerprint of the catalogue the parameters belong to.
     """
@@ -110,6 +100,7 @@ class EvaluateRequest:
     order: Order
     adapt: bool
     draws: int
+    sampling_rate: float
     rating_scale: RatingScale | None
     catalogue: str
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,24 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_private_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary folder beside ``folder``, flush its files to disk, then rename it to ``folder``.
+
+    The folder is for its owner alone (mode 0700, its files 0600) from the start, and must not exist yet.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+    try:
+        write(temporary)
+        for path in temporary.iterdir():
+            path.chmod(0o600)
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.dataset import Dataset, RatingScale
 from metarec_shared.generated_text import TOPICS, describe_items
-from metarec_shared.interactions import Interactions
+from metarec_shared.interactions import Interactions, starts
 from metarec_shared.randomness import generator
 from metarec_shared.settings import GeneratorSettings
 
@@ -74,22 +74,20 @@ def _draw_items(settings: GeneratorSettings) -> _Items:
 
 def _draw_interactions(settings: GeneratorSettings, items: _Items) -> Interactions:
     lengths = _draw_lengths(settings)
-    chosen, ratings = [], []
-    for start in range(0, settings.users, _CHUNK):
-        random = generator(settings.seed, "generator", "users", start // _CHUNK)
-        part = lengths[start : start + _CHUNK]
-        order, affinity = _draw_histories(items, part, random)
-        within = np.arange(order.shape[1]) < part[:, None]
-        chosen.append(order[within])
-        ratings.append(_rate(affinity, random)[within])
+    offsets = starts(lengths)
     digits = max(5, len(str(settings.users)))
-    return Interactions(
-        user_ids=np.array([f"u{number:0{digits}d}" for number in range(1, settings.users + 1)]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        items=np.concatenate(chosen).astype(np.int64),
-        ratings=np.concatenate(ratings).astype(np.float32),
-        has_time=True,
-    )
+    user_ids = np.empty(settings.users, dtype=f"U{1 + digits}")
+    chosen = np.empty(offsets[-1], dtype=np.int32)
+    ratings = np.empty(offsets[-1], dtype=np.float32)
+    for start in range(0, settings.users, _CHUNK):
+        stop = min(start + _CHUNK, settings.users)
+        random = generator(settings.seed, "generator", "users", start // _CHUNK)
+        order, affinity = _draw_histories(items, lengths[start:stop], random)
+        within = np.arange(order.shape[1]) < lengths[start:stop, None]
+        user_ids[start:stop] = [f"u{number:0{digits}d}" for number in range(start + 1, stop + 1)]
+        chosen[offsets[start] : offsets[stop]] = order[within]
+        ratings[offsets[start] : offsets[stop]] = _rate(affinity, random)[within]
+    return Interactions(user_ids=user_ids, offsets=offsets, items=chosen, ratings=ratings, has_time=True)
 
 
 def _draw_lengths(settings: GeneratorSettings) -> NDArray[np.int64]:

@@ -1,19 +1,34 @@
 """The outer loop's gradient: the query loss after adaptation, differentiated with respect to the meta-initialization.
 
-Two ways to the same numbers. Where nobody clips per user, the weighted sum over users needs no per-user gradient: one
-backward pass over the batch. Where somebody does, per-user gradients come from a vectorized map, in chunks.
+Three ways to the same numbers, on any batches of a cohort. Where nobody clips per user, the weighted sum over users
+needs no per-user gradient: one pass forth and back over each batch, item vectors computed once for all. Where
+somebody does and the inner loop has a closed form, per-user norms come from ghost norms and the clipped sum from a
+second pass. Else, and as the oracle of tests, per-user gradients are formed by a vectorized map, a few users at a
+time.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 
-from metarec_shared.model import NEVER, BertRecommender
+from metarec_shared.adaptation import USERS_AT_ONCE, ClosedForm
+from metarec_shared.candidates import Candidates, sampled_query_losses
+from metarec_shared.fused_inner_loop import Factors, chunk_gradients, fused_gradient
+from metarec_shared.ghost_norms import GRAM_ITEMS, ItemLayers, Rows, layer_squared_norms, recorded_uses
+from metarec_shared.inner_loop import Items, Support, query_loss
+from metarec_shared.model import BertRecommender
 from metarec_shared.tasks import TaskBatch
+
+USERS_CLIPPED_AT_ONCE = 64
+"""Users whose ghost norms are computed together; memory grows with it."""
+
+_ITEM_LAYERS = ("projection.", "item_ids", "item_norm.")
+_RAW_RATES = "adaptation.raw_rates"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,18 +39,61 @@ class MetaGradient:
         gradients: By parameter name; shaped like the parameter where summed, with a leading user dimension where
             per user.
         losses: Query loss of each user, [users].
+        norms: Norm of each user's gradient before clipping, [users]; None where nobody asked.
     """
 
     gradients: dict[str, Tensor]
     losses: Tensor
+    norms: Tensor | None = None
 
 
-def query_loss(scores: Float[Tensor, "users items"], tasks: TaskBatch) -> Float[Tensor, " users"]:
-    """Return each user's mean cross-entropy of the query items over the catalogue without the known items."""
-    ranked = scores.masked_fill(tasks.known_mask(scores.shape[1]), NEVER)
-    log_probabilities = F.log_softmax(ranked, dim=-1).gather(1, tasks.query)
-    mask = tasks.query_mask.float()
-    return -(log_probabilities * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+Batch = tuple[TaskBatch, Float[Tensor, " users"]]
+"""Tasks, and the weight of each user's loss."""
+
+
+def cohort_meta_gradient(
+    model: BertRecommender,
+    batches: Iterable[Batch],
+    id_mask: Bool[Tensor, " items"] | None = None,
+    *,
+    clip_norm: float = 0.0,
+    released: Sequence[str] | None = None,
+    candidates: Candidates | None = None,
+) -> MetaGradient:
+    """Return the meta-gradient summed over the users of all ``batches`` with their weights.
+
+    Args:
+        model: The recommender at the meta-initialization.
+        batches: The cohort; how it is cut changes nothing but memory and speed.
+        id_mask: Items whose ID vector is on; None: all.
+        clip_norm: Largest norm of a user's gradient over all released parameters; 0: nobody is clipped. A user
+            whose gradient is not finite then contributes nothing.
+        released: Names of the parameters to differentiate in; None: all.
+        candidates: Items of the softmax, where inner loop and query loss are not over the whole catalogue; only for an
+            inner loop in closed form, and without clipping.
+    """
+    sums = _Sums.zero(model, released)
+    if not isinstance(model.adaptation, ClosedForm):
+        for tasks, weights in batches:
+            _add_own_parameters(model, sums, tasks, weights, id_mask, clip_norm)
+        return sums.result()
+    with torch.enable_grad():
+        E = model.item_vectors(id_mask)
+    layers = _item_layers(model, id_mask, sums) if clip_norm else None
+    add = _ClosedForm(model, E.detach().requires_grad_(), sums, layers, clip_norm)
+    for tasks, weights in batches:
+        if candidates is not None:
+            add.sampled(tasks, weights, candidates)
+        elif layers is None:
+            add.summed(tasks, weights)
+        else:
+            for start in range(0, len(tasks), USERS_CLIPPED_AT_ONCE):
+                rows = slice(start, start + USERS_CLIPPED_AT_ONCE)
+                add.clipped(tasks.rows(rows.start, rows.stop), weights[rows])
+    below = {name: value for name, value in sums.parameters.items() if name.startswith(_ITEM_LAYERS)}
+    if below:
+        sums.add(below, torch.autograd.grad(E, list(below.values()), add.vectors, allow_unused=True))
+    return sums.result()
 
 
 def summed_meta_gradient(
@@ -44,11 +102,8 @@ def summed_meta_gradient(
     weights: Float[Tensor, " users"],
     id_mask: Bool[Tensor, " items"] | None = None,
 ) -> MetaGradient:
-    """Return the meta-gradient summed over users with ``weights``, by one backward pass."""
-    parameters = dict(model.named_parameters())
-    losses = query_loss(model(tasks, id_mask), tasks)
-    gradients = torch.autograd.grad((losses * weights).sum(), list(parameters.values()), materialize_grads=True)
-    return MetaGradient(gradients=dict(zip(parameters, gradients, strict=True)), losses=losses.detach())
+    """Return the meta-gradient of one batch, summed over users with ``weights``."""
+    return cohort_meta_gradient(model, [(tasks, weights)], id_mask)
 
 
 def per_user_meta_gradients(
@@ -71,3 +126,202 @@ def per_user_meta_gradients(
         parameters, tasks.tensors()
     )
     return MetaGradient(gradients=gradients, losses=losses)
+
+
+def clip_factors(squared_norms: Float[Tensor, " users"], clip_norm: float) -> Float[Tensor, " users"]:
+    """Return min(1, clip norm / norm) of each user, 0 where the norm is not finite."""
+    factors = (clip_norm / squared_norms.sqrt()).clamp(max=1.0)
+    return torch.where(squared_norms.isfinite(), factors, 0.0)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Sums:
+    """What has been added up so far."""
+
+    parameters: dict[str, nn.Parameter]
+    gradients: dict[str, Tensor]
+    losses: list[Tensor] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def zero(cls, model: BertRecommender, released: Sequence[str] | None) -> "_Sums":
+        parameters = {name: p for name, p in model.named_parameters() if released is None or name in released}
+        return cls(parameters=parameters, gradients={name: torch.zeros_like(p) for name, p in parameters.items()})
+
+    def add(self, names: Iterable[str], gradients: Iterable[Tensor | None]) -> None:
+        for name, gradient in zip(names, gradients, strict=True):
+            if gradient is not None:
+                self.gradients[name] += gradient
+
+    def result(self) -> MetaGradient:
+        none = torch.zeros(0)
+        return MetaGradient(
+            gradients=self.gradients,
+            losses=torch.cat(self.losses) if self.losses else none,
+            norms=torch.cat(self.norms) if self.norms else None,
+        )
+
+
+class _ClosedForm:
+    """Adds batches of a cohort whose inner loop is a recursion on user vectors."""
+
+    def __init__(
+        self, model: BertRecommender, E: Tensor, sums: _Sums, layers: ItemLayers | None, clip_norm: float
+    ) -> None:
+        assert isinstance(model.adaptation, ClosedForm)
+        self._model, self._adaptation = model, model.adaptation
+        self._E, self._sums, self._layers, self._clip_norm = E, sums, layers, clip_norm
+        self._items = Items(E.detach(), model.item_bias.detach())
+        self._body = {
+            name: value
+            for name, value in sums.parameters.items()
+            if not name.startswith(_ITEM_LAYERS) and name != "item_bias"
+        }
+        self._released = frozenset(self._body.values())
+        self.vectors = torch.zeros_like(E)
+
+    def summed(self, tasks: TaskBatch, weights: Tensor) -> None:
+        encoded = self._model.encode(tasks, self._E)
+        rates = self._adaptation.rates()
+        h = self._model.head(encoded)
+        own = self._adaptation.user_rates(encoded, rates.expand(len(tasks), *rates.shape))
+        with torch.no_grad():
+            part = fused_gradient(h, own, self._items, tasks, weights, second_order=self._adaptation.second_order)
+        self._sums.losses.append(part.losses)
+        back = _differentiate([(h, part.h), (own, part.rates)], [*self._body.values(), self._E])
+        self._sums.add(self._body, back[:-1])
+        self.vectors += part.vectors if back[-1] is None else part.vectors + back[-1]
+        self._add_bias(part.bias)
+
+    def sampled(self, tasks: TaskBatch, weights: Tensor, candidates: Candidates) -> None:
+        bias = self._model.item_bias
+        encoded = self._model.encode(tasks, self._E)
+        rates = self._adaptation.rates()
+        own = self._adaptation.user_rates(encoded, rates.expand(len(tasks), *rates.shape))
+        losses = sampled_query_losses(
+            self._model.head(encoded), own, Items(self._E, bias), tasks, candidates,
+            second_order=self._adaptation.second_order,
+        )  # fmt: skip
+        self._sums.losses.append(losses.detach())
+        *back, of_vectors, of_bias = _differentiate([(losses, weights)], [*self._body.values(), self._E, bias])
+        self._sums.add(self._body, back)
+        assert of_vectors is not None
+        assert of_bias is not None
+        self.vectors += of_vectors
+        self._add_bias(of_bias)
+
+    def clipped(self, tasks: TaskBatch, weights: Tensor) -> None:
+        """Add users clipped: norms from a first way back, the sum of the clipped gradients from a second."""
+        model, layers = self._model, self._layers
+        assert layers is not None
+        rows = self._items.vectors[tasks.support].requires_grad_()
+        raw, rates = self._own_rates(len(tasks))
+        with recorded_uses(model.encoder, model.head) as uses:
+            encoded = model.read(tasks, rows)
+            h = model.head(encoded)
+        own = self._adaptation.user_rates(encoded, rates)
+        with torch.no_grad():
+            (part,) = chunk_gradients(
+                h, own, self._items, tasks, torch.ones_like(weights),
+                second_order=self._adaptation.second_order, users_at_once=len(tasks),
+            )  # fmt: skip
+        way_back = [(h, part.h), (own, part.rates)]
+        *of_uses, of_rows, of_raw = _differentiate(way_back, [*(use.returned for use in uses), rows, raw], keep=True)
+        with torch.no_grad():
+            support = Support.of(tasks, h.dtype)
+            values = support.weights[:, :, None] * part.factors.target[:, None]
+            single = Rows(support.items, values if of_rows is None else values + of_rows)
+            squares = layers.squared_norms(part.factors, single)
+            for use, gradient in zip(uses, of_uses, strict=True):
+                if gradient is not None:
+                    squares = squares + layer_squared_norms(use, gradient, self._released)
+            if of_raw is not None and _RAW_RATES in self._body:
+                squares = squares + of_raw.flatten(1).square().sum(dim=1)
+            whole = squares.isfinite()
+            if not whole.all():
+                self._without(~whole, tasks, weights)
+                return
+            scale = clip_factors(squares, self._clip_norm) * weights
+            self._sums.losses.append(part.losses)
+            self._sums.norms.append(squares.sqrt())
+            self._add_factors(part.factors, single, scale)
+        layers_only = {name: value for name, value in self._body.items() if name != _RAW_RATES}
+        scaled = [(h, part.h * scale[:, None]), (own, part.rates * scale[:, None, None])]
+        self._sums.add(layers_only, _differentiate(scaled, list(layers_only.values())))
+        if of_raw is not None and _RAW_RATES in self._body:
+            self._sums.gradients[_RAW_RATES] += torch.tensordot(scale, of_raw, dims=1)
+
+    def _own_rates(self, users: int) -> tuple[Tensor | None, Tensor]:
+        """Return a copy of the raw inner learning rates for each user (None where they are fixed), and the rates."""
+        if not self._adaptation.learned:
+            rates = self._adaptation.rates()
+            return None, rates.expand(users, *rates.shape)
+        raw = self._adaptation.raw_rates.detach()
+        raw = raw.expand(users, *raw.shape).clone().requires_grad_()
+        return raw, F.softplus(raw)
+
+    def _without(self, broken: Tensor, tasks: TaskBatch, weights: Tensor) -> None:
+        """Add a batch without its users whose gradient is not finite: they count with a loss and a norm of 0."""
+        kept = (~broken).nonzero()[:, 0]
+        if len(kept):
+            self.clipped(tasks.take(kept), weights[kept])
+        nothing = weights.new_zeros(len(tasks) - len(kept))
+        self._sums.losses.append(nothing)
+        self._sums.norms.append(nothing)
+
+    def _add_factors(self, factors: Factors, single: Rows, scale: Tensor) -> None:
+        right = factors.right * scale[:, None]
+        self.vectors.addmm_(factors.left.flatten(0, 1).T, right.flatten(0, 1))
+        self.vectors.index_add_(0, single.items.flatten(), (single.values * scale[:, None, None]).flatten(0, 1))
+        self._add_bias(scale @ factors.left[-factors.scored :].sum(dim=0))
+
+    def _add_bias(self, bias: Tensor) -> None:
+        if "item_bias" in self._sums.gradients:
+            self._sums.gradients["item_bias"] += bias
+
+
+def _differentiate(
+    outputs: Iterable[tuple[Tensor, Tensor]], inputs: Sequence[Tensor | None], *, keep: bool = False
+) -> list[Tensor | None]:
+    """Return the gradients in ``inputs`` of outputs with given gradients; None where there is no way back."""
+    live = [(output, gradient) for output, gradient in outputs if output.requires_grad]
+    wanted = [value for value in inputs if value is not None and value.requires_grad]
+    if not live or not wanted:
+        return [None] * len(inputs)
+    values, gradients = zip(*live, strict=True)
+    found = iter(torch.autograd.grad(values, wanted, gradients, retain_graph=keep, allow_unused=True))
+    return [next(found) if value is not None and value.requires_grad else None for value in inputs]
+
+
+def _item_layers(model: BertRecommender, id_mask: Tensor | None, sums: _Sums) -> ItemLayers:
+    with torch.no_grad():
+        return ItemLayers.of(
+            model.before_norm(id_mask),
+            model.item_norm,
+            model.text,
+            id_mask,
+            frozenset(sums.parameters),
+            model.text_products() if len(model.text) <= GRAM_ITEMS else None,
+        )
+
+
+def _add_own_parameters(
+    model: BertRecommender, sums: _Sums, tasks: TaskBatch, weights: Tensor, id_mask: Tensor | None, clip_norm: float
+) -> None:
+    """Add a batch of users each of whom has parameters of the body of his own."""
+    if not clip_norm:
+        losses = query_loss(model(tasks, id_mask), tasks)
+        found = torch.autograd.grad((losses * weights).sum(), list(sums.parameters.values()), allow_unused=True)
+        sums.add(sums.parameters, found)
+        sums.losses.append(losses.detach())
+        return
+    for start in range(0, len(tasks), USERS_AT_ONCE):
+        rows = slice(start, start + USERS_AT_ONCE)
+        each = per_user_meta_gradients(model, tasks.rows(rows.start, rows.stop), id_mask, USERS_AT_ONCE)
+        own = {name: each.gradients[name] for name in sums.parameters}
+        squares = torch.stack([value.flatten(1).square().sum(dim=1) for value in own.values()]).sum(dim=0)
+        whole = squares.isfinite()
+        scale = clip_factors(squares, clip_norm)[whole] * weights[rows][whole]
+        sums.add(own, (torch.tensordot(scale, value[whole], dims=1) for value in own.values()))
+        sums.losses.append(torch.where(whole, each.losses, 0.0))
+        sums.norms.append(torch.where(whole, squares.sqrt(), 0.0))

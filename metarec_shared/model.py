@@ -14,14 +14,10 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from metarec_shared.adaptation import Adaptation, build_adaptation
+from metarec_shared.inner_loop import Items, scores
 from metarec_shared.settings import AdaptationSettings, ModelSettings
 from metarec_shared.tasks import FEEDBACK_LEVELS, TaskBatch
-
-HIDDEN = -1e4
-"""Additive attention mask of padding: its softmax weight is exactly 0 in float32."""
-
-NEVER = -1e9
-"""Score of an item that must not be ranked."""
+from metarec_shared.user_encoder import read_support
 
 
 class BertRecommender(nn.Module):
@@ -40,6 +36,7 @@ class BertRecommender(nn.Module):
         items, width = len(text), model.width
         self.uses_feedback = model.feedback
         self.register_buffer("text", text, persistent=False)
+        self._text_products: Tensor | None = None
         self.projection = nn.Linear(text.shape[1], width)
         self.item_ids = nn.Parameter(torch.randn(items, width) * 0.02) if model.item_ids else None
         self.item_norm = nn.LayerNorm(width)
@@ -65,36 +62,43 @@ class BertRecommender(nn.Module):
 
     def item_vectors(self, id_mask: Bool[Tensor, " items"] | None = None) -> Float[Tensor, "items width"]:
         """Return the vector of every item; ``id_mask`` switches ID vectors off where it is false."""
-        vectors = self.projection(self.text)
-        if self.item_ids is not None:
-            ids = self.item_ids if id_mask is None else self.item_ids * id_mask[:, None]
-            vectors = vectors + ids
-        return self.item_norm(vectors)  # type: ignore[no-any-return]
+        return self.item_norm(self.before_norm(id_mask))  # type: ignore[no-any-return]
+
+    def before_norm(self, id_mask: Bool[Tensor, " items"] | None = None) -> Float[Tensor, "items width"]:
+        """Return the items' projected text plus ID vectors, which layer normalization turns into item vectors."""
+        projected: Tensor = self.projection(self.text)
+        if self.item_ids is None:
+            return projected
+        return projected + (self.item_ids if id_mask is None else self.item_ids * id_mask[:, None])
+
+    def text_products(self) -> Float[Tensor, "items items"]:
+        """Return the inner products of all text vectors, computed once."""
+        if self._text_products is None or self._text_products.device != self.text.device:
+            self._text_products = self.text @ self.text.T
+        return self._text_products
 
     def encode(self, tasks: TaskBatch, E: Float[Tensor, "items width"]) -> Float[Tensor, "users width"]:
         """Read the support sets; return BERT's output at the state token."""
-        users, support = tasks.support.shape
-        inputs = E[tasks.support]
-        if tasks.dropout is not None:
-            inputs = inputs * tasks.dropout[:, :-1]
-        state = self.encoder.embeddings.word_embeddings.weight.expand(users, 1, -1)
-        zeros = tasks.support.new_zeros(users, 1)
-        feedback = tasks.feedback if self.uses_feedback else torch.zeros_like(tasks.feedback)
-        visible = torch.cat([torch.ones_like(zeros, dtype=torch.bool), tasks.support_mask], dim=1)
-        encoded: Tensor = self.encoder(
-            inputs_embeds=torch.cat([state, inputs], dim=1),
-            token_type_ids=torch.cat([zeros, feedback], dim=1),
-            position_ids=zeros.expand(users, 1 + support),
-            attention_mask=torch.where(visible, 0.0, HIDDEN)[:, None, None, :],
-        ).last_hidden_state[:, 0]
-        return encoded * tasks.dropout[:, -1] if tasks.dropout is not None else encoded
+        return self.read(tasks, E[tasks.support])
 
-    def scores(self, h: Float[Tensor, "users width"], E: Float[Tensor, "items width"]) -> Float[Tensor, "users items"]:
-        """Score every item for every user vector."""
-        return h @ E.T + self.item_bias
+    def read(self, tasks: TaskBatch, rows: Float[Tensor, "users support width"]) -> Float[Tensor, "users width"]:
+        """Read support sets whose item vectors have been looked up."""
+        inputs = rows if tasks.dropout is None else rows * tasks.dropout[:, :-1]
+        feedback = tasks.feedback if self.uses_feedback else torch.zeros_like(tasks.feedback)
+        encoded = read_support(self.encoder, inputs, feedback, tasks.support_mask)
+        return encoded if tasks.dropout is None else encoded * tasks.dropout[:, -1]
+
+    def items(self, E: Float[Tensor, "items width"]) -> Items:
+        """Return what scores need of the catalogue."""
+        return Items(E, self.item_bias)
 
     def forward(
-        self, tasks: TaskBatch, id_mask: Bool[Tensor, " items"] | None = None, *, adapt: bool = True
+        self,
+        tasks: TaskBatch,
+        id_mask: Bool[Tensor, " items"] | None = None,
+        *,
+        adapt: bool = True,
+        E: Float[Tensor, "items width"] | None = None,
     ) -> Float[Tensor, "users items"]:
         """Adapt to each user's support set (inner loop), then score the catalogue for each.
 
@@ -102,8 +106,10 @@ class BertRecommender(nn.Module):
             tasks: Support sets.
             id_mask: Items whose ID vector is on; None: all.
             adapt: Whether to run the inner loop; without it the meta-initialization only reads the support set.
+            E: Item vectors where somebody has computed them already.
         """
+        if E is None:
+            E = self.item_vectors(id_mask)
         if adapt:
-            return self.adaptation(self, tasks, id_mask)  # type: ignore[no-any-return]
-        E = self.item_vectors(id_mask)
-        return self.scores(self.head(self.encode(tasks, E)), E)
+            return self.adaptation(self, tasks, E, id_mask)  # type: ignore[no-any-return]
+        return scores(self.head(self.encode(tasks, E)), self.items(E))

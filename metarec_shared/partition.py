@@ -27,6 +27,12 @@ class Partition:
         """Return the users of one node, positions in the population."""
         return self.users[self.offsets[node] : self.offsets[node + 1]]
 
+    def of_all(self, nodes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the users of several nodes, one node after the other, and where each node's begin."""
+        lengths = self.offsets[nodes + 1] - self.offsets[nodes]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return self.users[np.repeat(self.offsets[nodes] - offsets[:-1], lengths) + np.arange(offsets[-1])], offsets
+
 
 def partition_users(users: int, nodes: int, kind: Literal["even", "skewed"], seed: int) -> Partition:
     """Spread ``users`` over ``nodes``; with as many nodes as users, node ``i`` holds user ``i``.

@@ -12,7 +12,7 @@ from metarec_shared.interactions import Interactions
 from metarec_shared.randomness import generator, user_keys
 from metarec_shared.settings import TaskSettings
 from metarec_shared.split import Role, roles
-from metarec_shared.tasks import Task, draw_training_task, feedback_levels
+from metarec_shared.tasks import Task, TaskBatch, draw_training_tasks, feedback_levels
 
 SHORTEST_HISTORY = 2
 """A user with fewer interactions has no support set beside a query set and takes no part."""
@@ -67,14 +67,12 @@ class Population:
             return None
         return self.rating_scale or RatingScale(low=float(ratings.min()), high=float(ratings.max()))
 
-    def training_task(
-        self, user: int, round_number: int, settings: TaskSettings, width: int, scale: RatingScale | None
-    ) -> Task:
-        """Draw the meta-training task of one user in one round, feedback read on ``scale``."""
-        rows = slice(self.interactions.offsets[user], self.interactions.offsets[user + 1])
-        rng = generator(self.seed, "task", round_number, int(self.keys[user]))
-        feedback = feedback_levels(self.interactions.ratings[rows], scale)
-        return draw_training_task(self.interactions.items[rows], feedback, settings, width, rng)
+    def training_tasks(
+        self, users: NDArray[np.int64], round_number: int, settings: TaskSettings, width: int, scale: RatingScale | None
+    ) -> TaskBatch:
+        """Draw the meta-training tasks of ``users`` in one round, feedback read on ``scale``."""
+        address = (self.seed, round_number)
+        return draw_training_tasks(self.interactions, users, self.keys[users], scale, settings, width, address)
 
     def evaluation_task(
         self, user: int, order: Order, support: int, query: int, scale: RatingScale | None, draw: int = 0
@@ -94,8 +92,8 @@ class Population:
             rng = generator(self.seed, "evaluation order", int(self.keys[user]), *([draw] if draw else []))
             rows = start + rng.permutation(stop - start)
         return Task(
-            support=self.interactions.items[rows[:support]],
+            support=self.interactions.items[rows[:support]].astype(np.int64),
             support_mask=np.ones(min(support, len(rows)), dtype=bool),
             feedback=feedback_levels(self.interactions.ratings[rows[:support]], scale),
-            query=self.interactions.items[rows[support : support + query]],
+            query=self.interactions.items[rows[support : support + query]].astype(np.int64),
         )

@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+COMPARED_ITEMS = 16
+"""Most query items whose scores are compared with every candidate's; more are looked up in a sorted list."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
@@ -64,7 +67,7 @@ def query_ranks(
     query: Int[Tensor, "users query"],
     query_mask: Bool[Tensor, "users query"],
 ) -> Ranks:
-    """Count the candidates above and beside each query item: one sort a user.
+    """Count the candidates above and beside each query item.
 
     Raises:
         ValueError: A candidate's score is not finite, a query item is excluded, or a user has no query item.
@@ -76,16 +79,27 @@ def query_ranks(
     items = query.masked_fill(~query_mask, 0)
     if (exclude.gather(1, items) & query_mask).any():
         raise ValueError("a query item is among the excluded items, so it has no rank")
-    ascending = scores.masked_fill(exclude, -torch.inf).sort(dim=1).values
+    ranked = scores.masked_fill(exclude, -torch.inf)
     wanted = scores.gather(1, items).contiguous()
-    below = torch.searchsorted(ascending, wanted)
-    not_above = torch.searchsorted(ascending, wanted, right=True)
+    greater, not_less = _counts(ranked, wanted)
     return Ranks(
-        greater=scores.shape[1] - not_above,
-        equal=(not_above - below - 1).clamp(min=0),  # -1 only at padding that points to an excluded item
+        greater=greater,
+        equal=(not_less - greater - 1).clamp(min=0),  # -1 only at padding that points to an excluded item
         mask=query_mask,
         candidates=(~exclude).sum(dim=1),
     )
+
+
+def _counts(
+    ranked: Float[Tensor, "users items"], wanted: Float[Tensor, "users query"]
+) -> tuple[Int[Tensor, "users query"], Int[Tensor, "users query"]]:
+    """Count the scores above each wanted one, and those not below: few are compared, many looked up in a sorted list."""
+    if wanted.shape[1] <= COMPARED_ITEMS:
+        greater = [(ranked > wanted[:, [column]]).sum(dim=1) for column in range(wanted.shape[1])]
+        not_less = [(ranked >= wanted[:, [column]]).sum(dim=1) for column in range(wanted.shape[1])]
+        return torch.stack(greater, dim=1), torch.stack(not_less, dim=1)
+    ascending, items = ranked.sort(dim=1).values, ranked.shape[1]
+    return items - torch.searchsorted(ascending, wanted, right=True), items - torch.searchsorted(ascending, wanted)
 
 
 def discount_sums(k: int, device: torch.device) -> Float[Tensor, " ranks"]:

@@ -34,6 +34,12 @@ class RunSettings:
     )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where tensors live; auto: cuda where there is one")
     resume: bool = setting(False, "go on from the last checkpoint in `out`")
+    memory_gb: float = setting(
+        0.0, "memory the process may take, in GB; larger cohorts are computed in parts; 0: most of what is free", low=0
+    )
+    precision: Literal["float32", "bfloat16"] = setting(
+        "float32", "numbers that matrix products are computed in; bfloat16 is meant for GPUs"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +115,9 @@ class AdaptationSettings:
     )
     learned: bool = setting(True, "meta-learn the inner learning rates, as Meta-SGD does")
     lora_rank: int = setting(4, "rank of the adapted update where parameters = lora", low=1)
+    candidates: int = setting(
+        0, "items a round's softmax is over, about, drawn by popularity; 0: the whole catalogue", low=0
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +148,20 @@ class FederationSettings:
     patience: int = setting(0, "evaluations without a better one before the run stops early; 0: never", low=0)
     checkpoint_every: int = setting(25, "rounds between checkpoints a run can be resumed from", low=1)
     min_nodes: int = setting(1, "nodes that must be connected, and answer, for a round to count", low=1)
+    released: str = setting(
+        "all", "parameters that are trained, whose gradients leave the nodes: all, or beginnings of names, by commas"
+    )
+    clip_norm: float = setting(0.0, "largest norm of one user's meta-gradient; 0: nobody is clipped", low=0)
     max_failures: float = setting(0.5, "share of sampled nodes that may fail before the run stops", low=0, high=1)
     round_timeout: float = setting(600.0, "seconds the server waits for nodes and for replies", low=0.1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficSettings:
+    """How many bits of a number travel; rounding is random and unbiased."""
+
+    update_bits: Literal[32, 16, 8] = setting(32, "bits of a number in a meta-update, from node to server")
+    parameter_bits: Literal[32, 16, 8] = setting(32, "bits of a number in a meta-initialization, from server to node")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +173,9 @@ class EvaluationSettings:
     k: int = setting(10, "cut-off of the ranking metrics", low=1)
     validation_draws: int = setting(
         4, "random orders a validation user is judged in, so that less chance selects", low=1
+    )
+    users: int = setting(
+        10_000, "validation users, and test users, that are judged at most: the same ones every time", low=1
     )
     select_by: Literal["random", "time"] = setting("random", "order of the validation users' interactions")
 
@@ -169,6 +193,7 @@ class Settings:
     adaptation: AdaptationSettings = field(default_factory=AdaptationSettings)
     outer: OuterSettings = field(default_factory=OuterSettings)
     federation: FederationSettings = field(default_factory=FederationSettings)
+    traffic: TrafficSettings = field(default_factory=TrafficSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def flat(self) -> dict[str, Scalar]:
@@ -263,9 +288,10 @@ def _parse_table(current: Any, table: str, entries: Mapping[str, Any], source: s
 
 def _parse_value(value: Any, wanted: Any, limits: Mapping[str, Any], where: str) -> Scalar:
     if get_origin(wanted) is Literal:
-        if value not in get_args(wanted):
-            raise SettingsError(f"{where} must be one of {', '.join(get_args(wanted))}, got {value!r}")
-        return str(value)
+        choices = get_args(wanted)
+        if type(value) is not type(choices[0]) or value not in choices:
+            raise SettingsError(f"{where} must be one of {', '.join(map(str, choices))}, got {value!r}")
+        return value  # type: ignore[no-any-return]
     if wanted is float and type(value) is int:
         value = float(value)
     if type(value) is not wanted:
@@ -283,11 +309,18 @@ _TYPE_NAMES = {int: "whole number", float: "number", str: "string", bool: "boole
 
 
 def _check_together(settings: Settings, source: str) -> None:
-    model, data = settings.model, settings.data
+    model, data, adaptation = settings.model, settings.data, settings.adaptation
     if model.width % model.heads:
         raise SettingsError(
             f"{source}: model.width must be a multiple of model.heads, got {model.width} and {model.heads}"
         )
+    if adaptation.candidates and adaptation.parameters not in ("user-vector", "head"):
+        raise SettingsError(
+            f"{source}: adaptation.candidates needs adaptation.parameters = user-vector or head, got "
+            f"{adaptation.parameters}"
+        )
+    if adaptation.candidates and settings.federation.clip_norm:
+        raise SettingsError(f"{source}: give either adaptation.candidates or federation.clip-norm")
     if data.rating_high < data.rating_low:
         raise SettingsError(
             f"{source}: data.rating-high must not be below data.rating-low ({data.rating_low}), got {data.rating_high}"

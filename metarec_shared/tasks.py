@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec_shared.dataset import RatingScale
+from metarec_shared.interactions import Interactions
+from metarec_shared.randomness import coin_table, uniform_table
 from metarec_shared.settings import TaskSettings
 
 FEEDBACK_LEVELS = 10
@@ -60,6 +62,10 @@ class TaskBatch:
         """Return users ``start:stop`` of the batch."""
         return TaskBatch(**{name: value[start:stop] for name, value in self.tensors().items()})
 
+    def take(self, users: Int[Tensor, " taken"]) -> "TaskBatch":
+        """Return some users of the batch."""
+        return TaskBatch(**{name: value[users] for name, value in self.tensors().items()})
+
     def known_mask(self, items: int) -> Bool[Tensor, "users items"]:
         """Mark each user's known items in a catalogue of ``items``."""
         column = torch.where(self.known < 0, items, self.known)
@@ -81,47 +87,95 @@ class Task:
 def feedback_levels(ratings: NDArray[np.float32], scale: RatingScale | None) -> NDArray[np.int64]:
     """Return the feedback level of each rating, int64: 0 for NaN, else 1..FEEDBACK_LEVELS evenly over ``scale``."""
     if scale is None or scale.high <= scale.low:
-        return np.zeros(len(ratings), dtype=np.int64)
+        return np.zeros(ratings.shape, dtype=np.int64)
     position = np.clip((ratings - scale.low) / (scale.high - scale.low), 0.0, 1.0)
     levels = 1.0 + np.rint(position * (FEEDBACK_LEVELS - 1))
     return np.where(np.isnan(ratings), 0.0, levels).astype(np.int64)
 
 
-def draw_training_task(
-    items: NDArray[np.int64],
-    feedback: NDArray[np.int64],
+def draw_training_tasks(
+    interactions: Interactions,
+    users: NDArray[np.int64],
+    keys: NDArray[np.uint64],
+    scale: RatingScale | None,
     settings: TaskSettings,
     width: int,
-    rng: np.random.Generator,
-) -> Task:
-    """Draw one meta-training task from a user's whole history of at least two items.
+    address: tuple[int, int],
+) -> TaskBatch:
+    """Draw one meta-training task of each user, all at once; each has a history of at least two items.
 
-    The history is shuffled; the first items are the support set (at most ``settings.support`` and never the whole
-    history), the next at most ``settings.query`` the query set.
+    A history is shuffled; its first items are the support set (at most ``settings.support`` and never the whole
+    history), the next at most ``settings.query`` the query set. Only the rows that are drawn are read, so histories
+    may lie on disk, and a user's task depends on nobody else's.
 
     Args:
-        items: Catalogue positions of the history.
-        feedback: Feedback level of each.
+        interactions: Whose histories.
+        users: Positions in them, [users].
+        keys: The users' random keys, [users].
+        scale: Scale on which ratings are read as feedback.
         settings: Sizes and dropout rates.
         width: Width of the model, for the dropout factors.
-        rng: The user's generator of this round.
+        address: The run's seed, and the round.
     """
-    order = rng.permutation(len(items))
-    size = min(settings.support, len(items) - 1)
-    if settings.vary_support and rng.random() < settings.vary_support:
-        size = int(rng.integers(1, size + 1))
-    support, query = order[:size], order[size : size + settings.query]
-    dropout = None
-    if settings.feature_dropout:
-        kept = rng.random((size + 1, width), dtype=np.float32) >= settings.feature_dropout
-        dropout = (kept / (1 - settings.feature_dropout)).astype(np.float32)
-    return Task(
-        support=items[support],
-        support_mask=rng.random(size) >= settings.support_dropout,
-        feedback=feedback[support],
-        query=items[query],
-        dropout=dropout,
+    seed, round_number = address
+    limit, lengths = settings.support, interactions.offsets[users + 1] - interactions.offsets[users]
+    draws = uniform_table(keys, 2 + 2 * limit + settings.query, seed, "task", round_number)
+    sizes = np.minimum(limit, lengths - 1)
+    if settings.vary_support:
+        varied = 1 + (draws[:, 1] * sizes).astype(np.int64)
+        sizes = np.where(draws[:, 0] < settings.vary_support, varied, sizes)
+    query_sizes = np.minimum(settings.query, lengths - sizes)
+    order = _shuffled(lengths, draws[:, 2 : 2 + limit + settings.query])
+    rows = interactions.offsets[users][:, None] + order
+    real, asked = (np.arange(n.max()) < n[:, None] for n in (sizes, query_sizes))
+    support_rows = np.where(real, rows[:, : real.shape[1]], rows[:, :1])
+    places = np.minimum(sizes[:, None] + np.arange(asked.shape[1]), order.shape[1] - 1)
+    query_rows = np.where(asked, np.take_along_axis(rows, places, axis=1), rows[:, :1])
+    support = interactions.items[support_rows].astype(np.int64)
+    levels = feedback_levels(interactions.ratings[support_rows], scale)
+    heard = draws[:, 2 + limit + settings.query :][:, : real.shape[1]] >= settings.support_dropout
+    return TaskBatch(
+        support=torch.from_numpy(np.where(real, support, 0)),
+        support_mask=torch.from_numpy(real & heard),
+        feedback=torch.from_numpy(np.where(real, levels, 0)),
+        query=torch.from_numpy(np.where(asked, interactions.items[query_rows], 0).astype(np.int64)),
+        query_mask=torch.from_numpy(asked),
+        known=torch.from_numpy(np.where(real, support, -1)),
+        dropout=_dropout_factors(keys, real, settings, width, address),
     )
+
+
+def _shuffled(lengths: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the first positions of a random order of each history, int64 [users, draws]; past its end, any position.
+
+    The steps of a Fisher-Yates shuffle are taken for all users together, on histories laid end to end.
+    """
+    starts = np.cumsum(lengths) - lengths
+    deck = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+    order = np.empty(draws.shape, dtype=np.int64)
+    last = starts + lengths - 1
+    for step in range(draws.shape[1]):
+        here = np.minimum(starts + step, last)
+        there = here + (draws[:, step] * np.maximum(lengths - step, 1)).astype(np.int64)
+        order[:, step] = deck[there]
+        deck[there] = deck[here]
+    return order
+
+
+def _dropout_factors(
+    keys: NDArray[np.uint64], real: NDArray[np.bool_], settings: TaskSettings, width: int, address: tuple[int, int]
+) -> Tensor | None:
+    """Return factors [users, support + 1, width] of the encoder's inputs and, last, its output; 1 for padding."""
+    rate = settings.feature_dropout
+    if not rate:
+        return None
+    seed, round_number = address
+    positions = settings.support + 1
+    dropped = coin_table(keys, positions * width, rate, seed, "dropout", round_number).reshape(-1, positions, width)
+    used = np.concatenate([dropped[:, : real.shape[1]], dropped[:, -1:]], axis=1)
+    factors = np.where(used, np.float32(0), np.float32(1 / (1 - rate)))
+    factors[:, :-1][~real] = 1.0
+    return torch.from_numpy(factors)
 
 
 def pad(tasks: Sequence[Task]) -> TaskBatch:

@@ -1,12 +1,13 @@
 """Flower records for everything in ``exchange``; what comes in is checked before anybody uses it.
 
 Content of a message: a ConfigRecord "request" down, records "arrays" (an ArrayRecord) and "numbers" (a MetricRecord)
-up, "names" (a ConfigRecord) where an answer carries text, "parameters" (an ArrayRecord) where parameters travel.
+up, "parameters" (an ArrayRecord) where parameters travel.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -21,21 +22,42 @@ from metarec_shared.exchange import (
     EvaluateRequest,
     Evaluation,
     MetaUpdate,
-    NodeSummary,
     Parameters,
     TrainRequest,
 )
+from metarec_shared.quantization import checked, dequantize, quantize
 from metarec_shared.split import Role
 
-_HEADER = 4096
-"""Most bytes that the header of a serialized array may take."""
+Bits = Literal[8, 16, 32]
+
+_RAW = "metarec.raw"
+"""How arrays are serialized: their bytes, little-endian, in C order."""
+
+_DTYPES = frozenset({"float32", "float64", "int8", "int16", "int64", "uint8"})
+
+_SCALES = "/scales"
+"""A quantized tensor travels as two arrays, its codes under its own name and their scales under this ending."""
 
 RequestT = TypeVar("RequestT", EnrollmentRequest, TrainRequest, EvaluateRequest)
 
 
-def pack_parameters(parameters: Parameters) -> ArrayRecord:
-    """Serialize named tensors."""
-    return ArrayRecord({name: Array(value.detach().cpu().numpy()) for name, value in parameters.items()})
+def pack_parameters(parameters: Parameters, bits: Bits = 32, rng: np.random.Generator | None = None) -> ArrayRecord:
+    """Serialize named tensors.
+
+    Args:
+        parameters: The tensors.
+        bits: 32 as they are; 8 or 16: rounded at random so that the expected value is exact (``quantization``).
+        rng: Draws the rounding.
+    """
+    record = ArrayRecord()
+    for name, tensor in parameters.items():
+        value = tensor.detach().cpu().numpy()
+        if bits == 32 or rng is None:
+            record[name] = _encode(value)
+            continue
+        codes = quantize(value, bits, rng)
+        record[name], record[name + _SCALES] = _encode(codes.codes), _encode(codes.scales)
+    return record
 
 
 def unpack_parameters(record: ArrayRecord) -> Parameters:
@@ -44,23 +66,36 @@ def unpack_parameters(record: ArrayRecord) -> Parameters:
     Raises:
         WireError: An array cannot be decoded.
     """
-    return {name: torch.from_numpy(_decode(name, array)) for name, array in record.items()}
+    parameters = {}
+    for name, array in record.items():
+        if name.endswith(_SCALES):
+            continue
+        value = _decode(name, array)
+        if name + _SCALES in record:
+            value = _dequantized(name, value, _decode(name + _SCALES, record[name + _SCALES]))
+        parameters[name] = torch.from_numpy(value)
+    return parameters
+
+
+def _dequantized(name: str, codes: NDArray[Any], scales: NDArray[Any]) -> NDArray[np.float32]:
+    bits: Literal[8, 16] = 16 if codes.dtype == np.int16 else 8
+    return dequantize(checked(name, codes, scales, codes.shape, bits))
+
+
+def _encode(value: NDArray[Any]) -> Array:
+    """Encode one array as its bytes; dtype and shape stand beside them, so nothing has to be parsed."""
+    little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
+    return Array(dtype=str(value.dtype), shape=value.shape, stype=_RAW, data=little.tobytes())
 
 
 def _decode(name: str, array: Array) -> NDArray[Any]:
-    """Decode one array whose bytes may be anything at all."""
-    try:
-        size = int(np.prod(array.shape, dtype=np.float64)) * np.dtype(array.dtype).itemsize
-        if not size <= len(array.data) <= size + _HEADER:
-            raise WireError(f"array {name}: {len(array.data)} bytes cannot hold {array.dtype} of shape {array.shape}")
-        value: NDArray[Any] = array.numpy()
-    except WireError:
-        raise
-    except Exception as error:  # a hostile header can make the decoder raise nearly anything
-        raise WireError(f"array {name} cannot be decoded: {type(error).__name__}") from error
-    if value.dtype != np.dtype(array.dtype) or value.shape != tuple(array.shape):
-        raise WireError(f"array {name}: declared {array.dtype} {array.shape}, holds {value.dtype} {value.shape}")
-    return value
+    """Decode one array whose bytes may be anything at all; the result is writable."""
+    if array.stype != _RAW or array.dtype not in _DTYPES:
+        raise WireError(f"array {name}: cannot read {array.dtype} as {array.stype}; wanted {_RAW}")
+    dtype, shape = np.dtype(array.dtype).newbyteorder("<"), tuple(array.shape)
+    if min(shape, default=0) < 0 or len(array.data) != math.prod(shape) * dtype.itemsize:
+        raise WireError(f"array {name}: {len(array.data)} bytes cannot hold {array.dtype} of shape {shape}")
+    return np.frombuffer(array.data, dtype).reshape(shape).astype(array.dtype)
 
 
 def pack_request(
@@ -130,20 +165,19 @@ def request_parameters(content: RecordDict) -> Parameters:
 
 def pack_enrollment(enrollment: Enrollment) -> RecordDict:
     """Return the content of a node's answer."""
-    nodes, scale = enrollment.nodes, enrollment.rating_scale
+    scale = enrollment.rating_scale
+    columns: dict[str, NDArray[Any]] = {
+        "item_counts": enrollment.item_counts,
+        "node_ids": enrollment.node_ids,
+        "names": np.frombuffer("\n".join(enrollment.names.tolist()).encode(), dtype=np.uint8),
+        "training_users": enrollment.training_users,
+        "validation_users": enrollment.validation_users,
+    }
+    limits = [] if scale is None else [scale.low, scale.high]
     return RecordDict(
         {
-            "arrays": ArrayRecord({"item_counts": Array(enrollment.item_counts)}),
-            "names": ConfigRecord({"names": [node.name for node in nodes]}),
-            "numbers": MetricRecord(
-                {
-                    "nodes": len(nodes),
-                    "node_ids": [node.node_id for node in nodes],
-                    "training_users": [node.training_users for node in nodes],
-                    "validation_users": [node.validation_users for node in nodes],
-                    "rating_scale": [] if scale is None else [scale.low, scale.high],
-                }
-            ),
+            "arrays": ArrayRecord({name: _encode(column) for name, column in columns.items()}),
+            "numbers": MetricRecord({"nodes": len(enrollment.node_ids), "rating_scale": limits}),
         }
     )
 
@@ -154,35 +188,47 @@ def unpack_enrollment(content: RecordDict, items: int) -> Enrollment:
     Raises:
         WireError: It is not an enrolment over ``items`` items.
     """
-    numbers = _record(content, "numbers", MetricRecord)
-    names = _record(content, "names", ConfigRecord).get("names")
-    columns = [names, *(numbers.get(name) for name in ("node_ids", "training_users", "validation_users"))]
-    if not all(isinstance(column, list) and len(column) == len(names or ()) for column in columns):  # type: ignore[arg-type]
+    numbers, record = _record(content, "numbers", MetricRecord), _record(content, "arrays", ArrayRecord)
+    names = _names(record)
+    columns = {name: _column(record, name) for name in ("node_ids", "training_users", "validation_users")}
+    if {len(column) for column in columns.values()} != {len(names)}:
         raise WireError("an enrolment must name its nodes and give an id and two counts for each")
-    nodes = tuple(
-        NodeSummary(
-            node_id=int(node_id), name=str(name), training_users=int(training), validation_users=int(validation)
-        )
-        for name, node_id, training, validation in zip(*cast("list[list[Any]]", columns), strict=True)
+    return Enrollment(
+        **columns,
+        names=names,
+        item_counts=_item_counts(record, items),
+        rating_scale=_scale(numbers.get("rating_scale")),
     )
-    scale = _scale(numbers.get("rating_scale"))
-    return Enrollment(nodes=nodes, item_counts=_item_counts(content, items), rating_scale=scale)
 
 
-def _item_counts(content: RecordDict, items: int) -> NDArray[np.int64]:
-    record = _record(content, "arrays", ArrayRecord)
-    counts: NDArray[np.int64] = (
-        _decode("item_counts", record["item_counts"]) if "item_counts" in record else np.empty(0, np.int64)
-    )
-    if counts.shape != (items,) or counts.dtype != np.int64 or (counts < 0).any():
+def _names(record: ArrayRecord) -> NDArray[np.str_]:
+    column = _decode("names", record["names"]) if "names" in record else np.empty(0, np.float32)
+    try:
+        if column.dtype != np.uint8 or column.ndim != 1:
+            raise WireError(f"the names of an enrolment must be bytes, got {column.dtype} of shape {column.shape}")
+        return np.array(column.tobytes().decode().split("\n"), dtype=np.str_)
+    except UnicodeDecodeError as error:
+        raise WireError(f"the names of an enrolment are no UTF-8 at byte {error.start}") from error
+
+
+def _column(record: ArrayRecord, name: str) -> NDArray[np.int64]:
+    column: NDArray[np.int64] = _decode(name, record[name]) if name in record else np.empty(0, np.int64)
+    if column.dtype != np.int64 or column.ndim != 1 or (name != "node_ids" and (column < 0).any()):
+        raise WireError(f"{name} of an enrolment must be counts, got {column.dtype} of shape {column.shape}")
+    return column
+
+
+def _item_counts(record: ArrayRecord, items: int) -> NDArray[np.int64]:
+    counts = _column(record, "item_counts")
+    if counts.shape != (items,):
         raise WireError(f"item_counts must be {items} counts, got {counts.dtype} of shape {counts.shape}")
     return counts
 
 
-def pack_meta_update(update: MetaUpdate) -> RecordDict:
-    """Return the content of a node's answer."""
+def pack_meta_update(update: MetaUpdate, bits: Bits = 32, rng: np.random.Generator | None = None) -> RecordDict:
+    """Return the content of a node's answer, its gradients in 8, 16 or 32 bits (``pack_parameters``)."""
     numbers = MetricRecord({"weight": update.weight, "loss": update.loss, "users": update.users, "nodes": update.nodes})
-    return RecordDict({"arrays": pack_parameters(update.gradients), "numbers": numbers})
+    return RecordDict({"arrays": pack_parameters(update.gradients, bits, rng), "numbers": numbers})
 
 
 def unpack_meta_update(content: RecordDict, like: Mapping[str, torch.Tensor]) -> MetaUpdate:
@@ -199,8 +245,10 @@ def unpack_meta_update(content: RecordDict, like: Mapping[str, torch.Tensor]) ->
         if gradient.shape != like[name].shape or gradient.dtype != like[name].dtype:
             got, wanted = (f"{t.dtype} {tuple(t.shape)}" for t in (gradient, like[name]))
             raise WireError(f"meta-update of {name}: got {got}, wanted {wanted}")
-        if not torch.isfinite(gradient).all():
-            raise WireError(f"meta-update of {name} holds a value that is not finite")
+    if not all_finite(gradients.values()):
+        odd = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+        if odd:
+            raise WireError(f"meta-update of {', '.join(odd)} holds a value that is not finite")
     weight, loss, users, nodes = _numbers(content, "weight", "loss", "users", "nodes")
     return MetaUpdate(gradients=gradients, weight=weight, loss=loss, users=int(users), nodes=int(nodes))
 
@@ -223,6 +271,12 @@ def unpack_evaluation(content: RecordDict) -> Evaluation:
     users, nodes, *sums = _numbers(content, "users", "nodes", *names)
     values = {name.removeprefix("sum "): value for name, value in zip(names, sums, strict=True)}
     return Evaluation(sums=values, users=int(users), nodes=int(nodes))
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Return whether every value is finite, of many tensors at once; false also where a norm exceeds float32."""
+    norms = torch._foreach_norm([tensor.detach() for tensor in tensors])
+    return bool(torch.stack(list(norms)).isfinite().all())
 
 
 def content_bytes(content: RecordDict) -> int:

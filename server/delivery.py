@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,10 +10,17 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from metarec_shared import wire
+from metarec_shared.broadcast import Broadcast
 from metarec_shared.errors import FederationError, WireError
 from metarec_shared.settings import FederationSettings
 
 POLL_SECONDS = 0.1
+
+MOST_IN_FLIGHT = 512
+"""Messages that wait for their answers at one time."""
+
+REFILL = 64
+"""Messages pushed together."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,35 +44,48 @@ def node_count(reply: Message, *, folds: bool) -> int:
     return int(nodes) if isinstance(nodes, int) else 1
 
 
-def deliver(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterator[Message]:
-    """Push ``messages`` and yield the replies one by one until every node answered or ``timeout`` seconds passed."""
-    identifiers, folds = set(grid.push_messages(messages)), folds_replies(grid)
-    waiting = len(identifiers)
-    deadline = time.monotonic() + timeout
+def deliver(grid: Grid, messages: Broadcast, timeout: float) -> Iterator[Message]:
+    """Yield the replies to ``messages`` one by one until every node answered or ``timeout`` seconds passed.
+
+    A grid that folds takes the broadcast whole. To any other, messages are given as replies make room, so that neither
+    questions nor answers pile up anywhere.
+    """
+    folds = folds_replies(grid)
+    waiting, deadline = len(messages), time.monotonic() + timeout
+    windows: Iterator[Iterable[Message]] = iter([messages]) if folds else messages.windows(REFILL)
+    open_ids: set[str] = set()
     while waiting > 0:
-        replies = list(grid.pull_messages(identifiers))
-        for reply in replies:
-            identifiers.discard(reply.metadata.reply_to_message_id)
+        while len(open_ids) <= MOST_IN_FLIGHT - REFILL and (window := next(windows, None)) is not None:
+            open_ids.update(grid.push_messages(window))
+        idle = True
+        for reply in grid.pull_messages(list(open_ids)):
+            idle = False
+            open_ids.discard(reply.metadata.reply_to_message_id)
             waiting -= node_count(reply, folds=folds)
             yield reply
         if time.monotonic() >= deadline:
             return
-        if not replies:
+        if idle:
             time.sleep(POLL_SECONDS)
 
 
-def wait_for_nodes(grid: Grid, least: int, timeout: float) -> list[int]:
+def wait_for_nodes(grid: Grid, least: int, timeout: float) -> Sequence[int]:
     """Return the ids of the connected nodes once there are at least ``least`` of them.
 
-    When ``timeout`` seconds have passed, whatever is connected by then is returned.
+    When ``timeout`` seconds have passed, whatever is connected by then is returned. Ids that come as a range stay one.
     """
     deadline = time.monotonic() + timeout
-    nodes = list(grid.get_node_ids())
+    nodes = _connected(grid)
     while len(nodes) < least and time.monotonic() < deadline:
         logger.info("%d of %d nodes connected, waiting", len(nodes), least)
         time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
-        nodes = list(grid.get_node_ids())
+        nodes = _connected(grid)
     return nodes
+
+
+def _connected(grid: Grid) -> Sequence[int]:
+    nodes = grid.get_node_ids()
+    return nodes if isinstance(nodes, range) else list(nodes)
 
 
 @dataclass(slots=True, kw_only=True)

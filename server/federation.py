@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Message, MetricRecord
+from flwr.app import MetricRecord
 from flwr.serverapp import Grid
 
 from metarec_shared import wire
+from metarec_shared.broadcast import Broadcast
 from metarec_shared.checkpoint import Checkpoint, save_checkpoint
 from metarec_shared.errors import CheckpointError, FederationError
 from metarec_shared.exchange import EnrollmentRequest, Parameters
 from metarec_shared.files import write_json, write_text
-from metarec_shared.model import BertRecommender
-from metarec_shared.randomness import generator
+from metarec_shared.initialization import ITEM_BIAS, initial_model, released_names
 from metarec_shared.settings import Settings
 from metarec_shared.sources import ItemFeatures, load_item_features
 from server.delivery import Tally, deliver, folds_replies, wait_for_nodes
@@ -53,17 +53,21 @@ def run_federation(grid: Grid, settings: Settings) -> None:
     logger.info("text encoder: %s", public.features.encoder)
     roster = enroll_nodes(grid, settings, public)
     initial = initial_parameters(settings, public, roster)
-    optimizer = OuterOptimizer(settings.outer, initial, settings.federation.rounds)
+    released = set(released_names(settings, initial))
+    trained, untrained = ({n: v for n, v in initial.items() if (n in released) == kept} for kept in (True, False))
+    optimizer = OuterOptimizer(settings.outer, trained, settings.federation.rounds)
     best, done = Best(), 0
     if settings.run.resume:
         point = load_resume_point(folder, settings, roster.fingerprint, public.fingerprint)
         optimizer.load(point.parameters, point.optimizer)
         best, done = point.best, point.round_number
         logger.info("resuming after round %d", done)
-    keeper = RunKeeper(folder, settings, public, roster, optimizer, best)
+    keeper = RunKeeper(folder, settings, public, roster, optimizer, untrained, best)
     keeper.begin(done)
     if done < settings.federation.rounds and not keeper.exhausted:
-        _meta_train(grid, settings, FedMAML(settings, roster, optimizer, public.fingerprint), keeper, done)
+        sent = {name: value for name, value in untrained.items() if name == ITEM_BIAS}
+        strategy = FedMAML(settings, roster, optimizer, public.fingerprint, sent)
+        _meta_train(grid, settings, strategy, keeper, done)
     keeper.finish()
 
 
@@ -84,7 +88,7 @@ def _meta_train(grid: Grid, settings: Settings, strategy: FedMAML, keeper: "RunK
 
         strategy.start(
             grid,
-            wire.pack_parameters(keeper.optimizer.parameters),
+            strategy.arrays(done),
             num_rounds=limits.rounds,
             timeout=limits.round_timeout,
             first_round=done + 1,
@@ -113,7 +117,7 @@ def enroll_nodes(grid: Grid, settings: Settings, public: ItemFeatures) -> Roster
     request = wire.pack_request(EnrollmentRequest(catalogue=public.fingerprint))
     items = len(public.items.positions)
     tally = Tally(sent=len(nodes), folds=folds_replies(grid))
-    replies = deliver(grid, [Message(request, node, "query") for node in nodes], limits.round_timeout)
+    replies = deliver(grid, Broadcast(content=request, nodes=nodes, kind="query"), limits.round_timeout)
     answers = list(tally.read(replies, lambda content: wire.unpack_enrollment(content, items)))
     tally.check(limits)
     return Roster.of(answers)
@@ -121,12 +125,9 @@ def enroll_nodes(grid: Grid, settings: Settings, public: ItemFeatures) -> Roster
 
 def initial_parameters(settings: Settings, public: ItemFeatures, roster: Roster) -> Parameters:
     """Draw the first meta-initialization; its score bias is the log popularity that the nodes reported."""
-    seed = int(generator(settings.run.seed, "initial parameters").integers(2**63))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = BertRecommender(public.text, settings.model, settings.adaptation)
+    model = initial_model(settings, public.text)
     parameters = {name: value.detach() for name, value in model.named_parameters()}
-    parameters["item_bias"] = torch.from_numpy(roster.log_popularity())
+    parameters[ITEM_BIAS] = torch.from_numpy(roster.log_popularity())
     return parameters
 
 
@@ -139,6 +140,7 @@ class RunKeeper:
     public: ItemFeatures
     roster: Roster
     optimizer: OuterOptimizer
+    untrained: Parameters
     best: Best
 
     @property
@@ -178,10 +180,10 @@ class RunKeeper:
         training = {
             "rounds": len(rounds),
             "best_round": self.best.round_number,
-            "parameters": sum(value.numel() for value in self.optimizer.parameters.values()),
+            "parameters": sum(value.numel() for value in (self.untrained | self.optimizer.parameters).values()),
             "text_encoder": self.public.features.encoder,
             "nodes": len(self.roster.training),
-            "training_users": self.roster.training_users,
+            "training_users": self.roster.training.total,
             "train": {
                 "wall_seconds": seconds,
                 "users_per_second": users / seconds if seconds else 0.0,
@@ -194,7 +196,7 @@ class RunKeeper:
     def _save_checkpoint(self, number: int, value: float | None) -> None:
         save_checkpoint(
             Checkpoint(
-                parameters=self.optimizer.average,
+                parameters=self.untrained | self.optimizer.average,
                 settings=self.settings,
                 items=self.public.items,
                 text=self.public.features.vectors,

@@ -12,12 +12,15 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from metarec_shared import wire
+from metarec_shared.broadcast import Broadcast, Kind, NodeIds
 from metarec_shared.exchange import EvaluateRequest, Parameters, TrainRequest
+from metarec_shared.randomness import generator
 from metarec_shared.settings import Settings
 from metarec_shared.split import Role
 from server.delivery import Tally, deliver, folds_replies
@@ -36,30 +39,37 @@ class FedMAML(Strategy):
     Args:
         settings: The run's settings.
         roster: The federation's nodes.
-        optimizer: Holds the meta-initialization.
+        optimizer: Holds the meta-initialization, as far as it is trained.
+        untrained: Parameters that travel to the nodes all the same.
         catalogue: Fingerprint of the catalogue.
     """
 
-    def __init__(self, settings: Settings, roster: Roster, optimizer: OuterOptimizer, catalogue: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        roster: Roster,
+        optimizer: OuterOptimizer,
+        catalogue: str,
+        untrained: Parameters | None = None,
+    ) -> None:
         self._settings = settings
         self._roster = roster
         self._optimizer = optimizer
         self._catalogue = catalogue
+        self._untrained = untrained or {}
         self._tally = Tally()
 
     def summary(self) -> None:
         """Log what is about to run."""
         logger.info(
-            "FedMAML: %d nodes with %d meta-training users, about %d users a round, %d parameters",
+            "FedMAML: %d nodes with %d meta-training users, about %d users a round, %d trained parameters",
             len(self._roster.training),
-            self._roster.training_users,
-            min(self._settings.federation.cohort, self._roster.training_users),
+            self._roster.training.total,
+            min(self._settings.federation.cohort, self._roster.training.total),
             sum(value.numel() for value in self._optimizer.parameters.values()),
         )
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Broadcast:
         """Ask a cohort for meta-updates; all messages share one content."""
         cohort = self._roster.cohort(self._settings.run.seed, server_round, self._settings.federation.cohort)
         request = TrainRequest(
@@ -68,7 +78,7 @@ class FedMAML(Strategy):
             rating_scale=self._roster.rating_scale,
             catalogue=self._catalogue,
         )
-        return self._messages(grid, "train", wire.pack_request(request, arrays), cohort.nodes, server_round)
+        return self._broadcast(grid, "train", wire.pack_request(request, arrays), cohort.nodes, server_round)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -79,11 +89,12 @@ class FedMAML(Strategy):
             FederationError: Too many nodes failed, or too few answered.
         """
         tally, like = self._tally, self._optimizer.parameters
-        total: Parameters = {}
+        total = {name: torch.zeros_like(value) for name, value in like.items()}
         weight = loss = 0.0
         users = 0
         for update in tally.read(replies, lambda content: wire.unpack_meta_update(content, like)):
-            total = {name: total[name] + g if total else g for name, g in update.gradients.items()}
+            for name, gradient in update.gradients.items():
+                total[name] += gradient
             weight, loss, users = weight + update.weight, loss + update.loss, users + update.users
         tally.check(self._settings.federation)
         metrics = MetricRecord(
@@ -98,29 +109,35 @@ class FedMAML(Strategy):
         if users:
             metrics["train_loss"] = loss / users
         if weight > 0:
-            mean = {name: gradient / weight for name, gradient in total.items()}
+            mean = {name: gradient.div_(weight) for name, gradient in total.items()}
             metrics["learning_rate"] = self._optimizer.step(mean, server_round)
-        return wire.pack_parameters(self._optimizer.parameters), metrics
+        return self.arrays(server_round), metrics
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Ask every node with validation users for the metrics of the averaged parameters, on evaluation rounds."""
+    def arrays(self, server_round: int) -> ArrayRecord:
+        """Return what the nodes need of the meta-initialization after a round, rounded to the bits that travel."""
+        settings = self._settings
+        rounding = generator(settings.run.seed, "rounding", server_round)
+        parameters = self._optimizer.parameters | self._untrained
+        return wire.pack_parameters(parameters, settings.traffic.parameter_bits, rounding)
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Broadcast:
+        """Ask nodes with validation users for the metrics of the averaged parameters, on evaluation rounds."""
         settings = self._settings
         last = server_round == settings.federation.rounds
         if server_round % settings.federation.evaluate_every and not last:
-            self._tally = Tally()
-            return []
+            return self._broadcast(grid, "evaluate", RecordDict(), (), server_round)
+        judges = self._roster.judges(settings.run.seed, settings.evaluation.users)
         request = EvaluateRequest(
             role=Role.VALIDATION,
             order=settings.evaluation.select_by,
             adapt=settings.adaptation.steps > 0,
             draws=settings.evaluation.validation_draws if settings.evaluation.select_by == "random" else 1,
+            sampling_rate=judges.sampling_rate,
             rating_scale=self._roster.rating_scale,
             catalogue=self._catalogue,
         )
-        content = wire.pack_request(request, wire.pack_parameters(self._optimizer.average))
-        return self._messages(grid, "evaluate", content, self._roster.validation, server_round)
+        content = wire.pack_request(request, wire.pack_parameters(self._optimizer.average | self._untrained))
+        return self._broadcast(grid, "evaluate", content, judges.nodes, server_round)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average the metrics over validation users; None where this round evaluates nobody.
@@ -176,10 +193,8 @@ class FedMAML(Strategy):
                 break
         return result
 
-    def _messages(
-        self, grid: Grid, kind: str, content: RecordDict, nodes: tuple[int, ...], server_round: int
-    ) -> Iterable[Message]:
+    def _broadcast(self, grid: Grid, kind: Kind, content: RecordDict, nodes: NodeIds, server_round: int) -> Broadcast:
         self._tally = Tally(
             sent=len(nodes), folds=folds_replies(grid), bytes_down=len(nodes) * wire.content_bytes(content)
         )
-        return [Message(content, node, kind, group_id=str(server_round)) for node in nodes]
+        return Broadcast(content=content, nodes=nodes, kind=kind, group_id=str(server_round))

@@ -59,8 +59,7 @@ class OuterOptimizer:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         kept = min(self._settings.averaging, round_number / (round_number + _AVERAGING_DELAY))
-        for name, value in self.parameters.items():
-            self._average[name].lerp_(value, 1.0 - kept)
+        torch._foreach_lerp_(list(self._average.values()), list(self.parameters.values()), 1.0 - kept)
         return rate
 
     def state(self) -> dict[str, Tensor]:
@@ -102,8 +101,8 @@ def _build(settings: OuterSettings, parameters: list[nn.Parameter]) -> torch.opt
     rate, decay = settings.learning_rate, settings.weight_decay
     match settings.optimizer:
         case "sgd":
-            return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=settings.momentum)
+            return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=settings.momentum, foreach=True)
         case "adam":
-            return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
+            return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, foreach=True)
         case "adamw":
-            return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+            return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, foreach=True)

@@ -7,14 +7,16 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore import telemetry
+from numpy.typing import NDArray
 
 from client.app import app as client_app
-from client.data_source import load_learner, load_node, load_partition, load_population
-from client.node import Node
+from client.data_source import load_learner, load_partition, load_population, simulated_nodes
+from client.node import Nodes
 from metarec_shared.errors import FederationError, SettingsError
 from metarec_shared.settings import Settings
 from server.app import app as server_app
@@ -35,8 +37,8 @@ logger = logging.getLogger(__name__)
 
 def run_in_process(settings: Settings) -> None:
     """Run the federation in this process: the grid answers for all nodes of a message with one computation."""
-    nodes = simulated_nodes(settings)
-    grid = InProcessGrid(load_learner(settings), nodes, lambda node_id: simulated_node(settings, nodes, node_id))
+    nodes = node_count(settings)
+    grid = InProcessGrid(load_learner(settings), nodes, lambda node_ids: nodes_by_id(settings, nodes, node_ids))
     server_app(grid, _server_context(settings))
 
 
@@ -55,7 +57,7 @@ def run_on_ray(settings: Settings) -> None:
     except ImportError as error:
         raise SettingsError("--engine ray needs Ray: pip install 'metarec[ray]'") from error
     load_learner(settings)  # so that workers find the text vectors in the cache
-    nodes = simulated_nodes(settings)
+    nodes = node_count(settings)
     server = _ConfiguredServerApp(settings.flat(), nodes)
     try:
         run_simulation(
@@ -74,7 +76,7 @@ def run_on_ray(settings: Settings) -> None:
 ENGINES = {"in-process": run_in_process, "ray": run_on_ray}
 
 
-def simulated_nodes(settings: Settings) -> int:
+def node_count(settings: Settings) -> int:
     """Return the number of simulated nodes; by default one a user.
 
     Raises:
@@ -85,9 +87,9 @@ def simulated_nodes(settings: Settings) -> int:
     return nodes
 
 
-def simulated_node(settings: Settings, nodes: int, node_id: int) -> Node:
-    """Return the simulated node with Flower id ``node_id``, counted from 1."""
-    return load_node(settings, {"partition-id": node_id - 1, "num-partitions": nodes}, node_id)
+def nodes_by_id(settings: Settings, count: int, node_ids: NDArray[np.int64]) -> Nodes:
+    """Return some of ``count`` simulated nodes by their Flower ids, counted from 1."""
+    return simulated_nodes(settings, count, node_ids - 1, node_ids)
 
 
 def _server_context(settings: Settings) -> Context:

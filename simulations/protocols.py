@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec_shared.checkpoint import Checkpoint
-from metarec_shared.evaluation import Scorer, cold_user_tasks, evaluate, model_scorer
+from metarec_shared.evaluation import Scorer, batched, cold_user_tasks, evaluate, model_scorer
 from metarec_shared.interactions import Interactions
 from metarec_shared.metrics import ranking_metrics
 from metarec_shared.population import Order, Population
@@ -78,7 +78,8 @@ def cold_user(population: Population, users: NDArray[np.int64], cell: Cell, meth
     tasks = cold_user_tasks(population, users, cell.order, cell.support, cell.query, population.rating_scale)
     if not tasks:
         return None
-    figures = {name: _means(evaluate(scorer, tasks, cell.k)) for name, scorer in methods.items()}
+    batches = batched(tasks)
+    figures = {name: _means(evaluate(scorer, batches, cell.k)) for name, scorer in methods.items()}
     return {"support": cell.support, "query": cell.query, "users": len(tasks), **figures}
 
 
@@ -108,7 +109,8 @@ def _validation(population: Population, cell: Cell) -> Validation | None:
     tasks = cold_user_tasks(population, users, cell.order, cell.support, cell.query, population.rating_scale)
     if not tasks:
         return None
-    return lambda baseline: float(evaluate(baseline_scorer(baseline), tasks, cell.k)[f"ndcg@{cell.k}"].mean())
+    batches = batched(tasks)
+    return lambda baseline: float(evaluate(baseline_scorer(baseline), batches, cell.k)[f"ndcg@{cell.k}"].mean())
 
 
 def baseline_scorer(baseline: Baseline) -> Scorer:

@@ -1,11 +1,16 @@
 """Small models and tasks that many tests build on."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
+from metarec_shared.dataset import RatingScale
+from metarec_shared.interactions import Interactions
 from metarec_shared.model import BertRecommender
+from metarec_shared.randomness import user_keys
 from metarec_shared.settings import AdaptationSettings, ModelSettings, Settings, TaskSettings
-from metarec_shared.tasks import FEEDBACK_LEVELS, Task, draw_training_task
+from metarec_shared.tasks import TaskBatch, draw_training_tasks
 
 ITEMS, WIDTH, TEXT = 30, 8, 6
 
@@ -25,17 +30,25 @@ def small_model(
     return model.to(dtype)
 
 
-def small_tasks(count: int = 5, *, seed: int = 0, settings: TaskSettings | None = None) -> list[Task]:
+def small_tasks(
+    count: int = 5, *, seed: int = 0, settings: TaskSettings | None = None, dtype: torch.dtype = torch.float32
+) -> TaskBatch:
     """Draw tasks of users with histories of 3 to 13 items."""
     rng = np.random.default_rng(seed)
-    tasks = []
-    for _ in range(count):
-        length = int(rng.integers(3, 14))
-        history = rng.permutation(ITEMS)[:length]
-        feedback = rng.integers(0, FEEDBACK_LEVELS + 1, length)
-        sizes = settings or TaskSettings(support=5, query=4)
-        tasks.append(draw_training_task(history, feedback, sizes, WIDTH, rng))
-    return tasks
+    lengths = rng.integers(3, 14, count)
+    histories = Interactions(
+        user_ids=np.array([f"user {user}" for user in range(count)]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        items=np.concatenate([rng.permutation(ITEMS)[:length] for length in lengths]).astype(np.int32),
+        ratings=rng.integers(1, 6, lengths.sum()).astype(np.float32),
+        has_time=True,
+    )
+    sizes = settings or TaskSettings(support=5, query=4)
+    keys = user_keys(seed, histories.user_ids)
+    scale = RatingScale(low=1.0, high=5.0)
+    batch = draw_training_tasks(histories, np.arange(count), keys, scale, sizes, WIDTH, (seed, 1))
+    dropout = None if batch.dropout is None else batch.dropout.to(dtype)
+    return replace(batch, dropout=dropout)
 
 
 SMALL_RUN = {

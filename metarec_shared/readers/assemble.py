@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.dataset import Problem, RatingScale
 from metarec_shared.errors import DataError
-from metarec_shared.interactions import Interactions
+from metarec_shared.interactions import Interactions, starts
 from metarec_shared.readers.checks import id_faults, interaction_faults, readable
 from metarec_shared.readers.table import Table
 from metarec_shared.settings import DataSettings
@@ -64,7 +64,7 @@ def build_interactions(
     """
     if not len(table) and not table.skipped:
         raise DataError(f"{table.source}: holds no interaction")
-    scale = _set_scale(settings) or layout_scale
+    scale = set_scale(settings) or layout_scale
     table, skipped = readable(table, interaction_faults(table, scale), settings)
     if not len(table):
         raise DataError(f"{table.source}: none of its {skipped:,} rows can be read as an interaction")
@@ -82,8 +82,8 @@ def build_interactions(
     lengths = np.bincount(users[rows], minlength=len(user_ids))
     interactions = Interactions(
         user_ids=user_ids,
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        items=items[rows],
+        offsets=starts(lengths),
+        items=items[rows].astype(np.int32),
         ratings=ratings[rows].astype(np.float32),
         has_time=has_time,
     )
@@ -96,7 +96,8 @@ def build_interactions(
     return interactions, scale if rated else None, problems
 
 
-def _set_scale(settings: DataSettings) -> RatingScale | None:
+def set_scale(settings: DataSettings) -> RatingScale | None:
+    """Return the ratings' scale that the settings fix, None where they leave it to the layout."""
     if settings.rating_high > settings.rating_low:
         return RatingScale(low=settings.rating_low, high=settings.rating_high)
     return None

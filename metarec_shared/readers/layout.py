@@ -1,4 +1,4 @@
-"""A layout: which files it consists of and how each becomes a table."""
+"""A layout: which files it consists of and, for most, how each becomes a table."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,18 +20,11 @@ class Layout:
         name: What the layout is called, for messages.
         interaction_files: Glob patterns, one of which one file must match.
         item_files: Likewise, for items.
-        read_interactions: Reads that file into columns ``user_id``, ``item_id`` and, where the data has them,
-            ``rating`` and ``timestamp``.
-        read_items: Reads that file into columns ``item_id``, ``title`` and any further ones of text.
-        scale: The ratings' scale where the layout fixes it; None: it fixes none.
     """
 
     name: str
     interaction_files: tuple[str, ...]
     item_files: tuple[str, ...]
-    read_interactions: Reader
-    read_items: Reader
-    scale: RatingScale | None = None
 
     def find_interactions(self, directory: Path) -> Path | None:
         """Return the file of interactions, None where there is none."""
@@ -55,3 +48,19 @@ class Layout:
             names = " and ".join(path.name for path in matches)
             raise DataError(f"{directory}: layout {self.name} wants one of {', '.join(patterns)}, got {names}")
         return matches[0] if matches else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableLayout(Layout):
+    """A layout of two files, each of which becomes a table.
+
+    Attributes:
+        read_interactions: Reads the file of interactions into columns ``user_id``, ``item_id`` and, where the data has
+            them, ``rating`` and ``timestamp``.
+        read_items: Reads the file of items into columns ``item_id``, ``title`` and any further ones of text.
+        scale: The ratings' scale where the layout fixes it; None: it fixes none.
+    """
+
+    read_interactions: Reader
+    read_items: Reader
+    scale: RatingScale | None = None

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from metarec_shared.dataset import RatingScale
 from metarec_shared.readers.delimited import Dialect, read_delimited
-from metarec_shared.readers.layout import Layout
+from metarec_shared.readers.layout import TableLayout
 from metarec_shared.readers.table import Table
 from metarec_shared.settings import DataSettings
 
@@ -43,7 +43,7 @@ def _genre_names(path: Path, settings: DataSettings) -> list[str]:
     return names
 
 
-LAYOUT = Layout(
+LAYOUT = TableLayout(
     name="movielens-100k",
     interaction_files=("u.data",),
     item_files=("u.item",),

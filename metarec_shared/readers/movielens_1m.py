@@ -4,7 +4,7 @@ from pathlib import Path
 
 from metarec_shared.dataset import RatingScale
 from metarec_shared.readers.delimited import Dialect, read_delimited
-from metarec_shared.readers.layout import Layout
+from metarec_shared.readers.layout import TableLayout
 from metarec_shared.readers.table import Table
 from metarec_shared.settings import DataSettings
 
@@ -19,7 +19,7 @@ def _read_items(path: Path, settings: DataSettings) -> Table:
     return read_delimited(path, _DIALECT, settings, names=("item_id", "title", "genres"))
 
 
-LAYOUT = Layout(
+LAYOUT = TableLayout(
     name="movielens-1m",
     interaction_files=("ratings.dat",),
     item_files=("movies.dat",),

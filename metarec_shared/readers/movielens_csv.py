@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 from metarec_shared.dataset import RatingScale
 from metarec_shared.readers.delimited import CSV, read_delimited
-from metarec_shared.readers.layout import Layout
+from metarec_shared.readers.layout import TableLayout
 from metarec_shared.readers.table import Table
 from metarec_shared.settings import DataSettings
 
@@ -25,7 +25,7 @@ def _read_items(path: Path, settings: DataSettings) -> Table:
     return dataclasses.replace(table, columns={**table.columns, "genres": genres})
 
 
-LAYOUT = Layout(
+LAYOUT = TableLayout(
     name="movielens-csv",
     interaction_files=("ratings.csv",),
     item_files=("movies.csv",),

@@ -7,7 +7,7 @@ Interactions have columns ``user_id`` and ``item_id``, and may have ``rating`` a
 from pathlib import Path
 
 from metarec_shared.readers.delimited import CSV, read_delimited
-from metarec_shared.readers.layout import Layout
+from metarec_shared.readers.layout import TableLayout
 from metarec_shared.readers.parquet import read_parquet
 from metarec_shared.readers.table import Table, holds_text
 from metarec_shared.settings import DataSettings
@@ -30,7 +30,7 @@ def _read(path: Path, settings: DataSettings) -> Table:
     return read_parquet(path) if path.suffix == ".parquet" else read_delimited(path, CSV, settings)
 
 
-LAYOUT = Layout(
+LAYOUT = TableLayout(
     name="own",
     interaction_files=tuple(f"interactions.{ending}" for ending in _ENDINGS),
     item_files=tuple(f"items.{ending}" for ending in _ENDINGS),

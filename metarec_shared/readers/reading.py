@@ -1,21 +1,27 @@
 """Find out a folder's layout and read it."""
 
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.dataset import Dataset
 from metarec_shared.errors import DataError
+from metarec_shared.packed import DESCRIPTION_FILE, read_packed, read_packed_catalogue
 from metarec_shared.readers import movielens_1m, movielens_100k, movielens_csv, own, recbole
-from metarec_shared.readers.assemble import build_catalogue, build_interactions
-from metarec_shared.readers.layout import Layout
+from metarec_shared.readers.assemble import build_catalogue, build_interactions, set_scale
+from metarec_shared.readers.layout import Layout, TableLayout
 from metarec_shared.settings import DataSettings
 
+PACKED = Layout(name="packed", interaction_files=("items.npy",), item_files=(DESCRIPTION_FILE,))
 LAYOUTS: tuple[Layout, ...] = (
     movielens_1m.LAYOUT,
     movielens_100k.LAYOUT,
     movielens_csv.LAYOUT,
     recbole.LAYOUT,
     own.LAYOUT,
+    PACKED,
 )
 
 
@@ -29,12 +35,33 @@ def read_dataset(directory: Path, settings: DataSettings) -> Dataset:
     Returns:
         Items in file order. Users sorted by id, by number where all ids are digits. Each history in time order where
         the data has timestamps, else in file order. The ratings' scale is None where neither layout nor settings
-        fix it: what a node observes may differ from node to node.
+        fix it: what a node observes may differ from node to node. The interactions of a packed folder are read-only
+        memory maps, those of any other lie in memory.
 
     Raises:
         DataError: The folder is missing, is in no known layout or in two, or its files cannot be read or used.
     """
     layout = _layout_of(directory, items_only=False)
+    if isinstance(layout, TableLayout):
+        return _read_tables(directory, layout, settings)
+    return _rescaled(read_packed(directory), settings)
+
+
+def read_catalogue(directory: Path, settings: DataSettings) -> Catalogue:
+    """Read only the items in a folder, which need not hold interactions; the catalogue equals ``read_dataset``'s.
+
+    Raises:
+        DataError: The folder is missing, is in no known layout or in two, or its items cannot be read.
+    """
+    layout = _layout_of(directory, items_only=True)
+    if not isinstance(layout, TableLayout):
+        return read_packed_catalogue(directory)
+    items_file = layout.find_items(directory)
+    assert items_file is not None
+    return build_catalogue(layout.read_items(items_file, settings), settings)[0]
+
+
+def _read_tables(directory: Path, layout: TableLayout, settings: DataSettings) -> Dataset:
     interactions_file, items_file = layout.find_interactions(directory), layout.find_items(directory)
     assert interactions_file is not None
     assert items_file is not None
@@ -51,16 +78,15 @@ def read_dataset(directory: Path, settings: DataSettings) -> Dataset:
     )
 
 
-def read_catalogue(directory: Path, settings: DataSettings) -> Catalogue:
-    """Read only the items in a folder, which need not hold interactions; the catalogue equals ``read_dataset``'s.
-
-    Raises:
-        DataError: The folder is missing, is in no known layout or in two, or its items cannot be read.
-    """
-    layout = _layout_of(directory, items_only=True)
-    items_file = layout.find_items(directory)
-    assert items_file is not None
-    return build_catalogue(layout.read_items(items_file, settings), settings)[0]
+def _rescaled(dataset: Dataset, settings: DataSettings) -> Dataset:
+    """Put a packed data set on the scale of the settings, if they fix one and there are ratings."""
+    scale, ratings = set_scale(settings), dataset.interactions.ratings
+    if scale is None or np.isnan(low := np.fmin.reduce(ratings)):
+        return dataset
+    for rating in (low, np.fmax.reduce(ratings)):
+        if not scale.low <= rating <= scale.high:
+            raise DataError(f"ratings.npy: rating must be between {scale.low:g} and {scale.high:g}, got '{rating:g}'")
+    return replace(dataset, rating_scale=scale)
 
 
 def _layout_of(directory: Path, *, items_only: bool) -> Layout:

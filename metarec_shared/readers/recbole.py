@@ -10,7 +10,7 @@ from pathlib import Path
 
 from metarec_shared.errors import DataError
 from metarec_shared.readers.delimited import Dialect, read_delimited
-from metarec_shared.readers.layout import Layout
+from metarec_shared.readers.layout import TableLayout
 from metarec_shared.readers.table import Table, check_names
 from metarec_shared.settings import DataSettings
 
@@ -50,7 +50,7 @@ def _read(path: Path, settings: DataSettings) -> tuple[Table, dict[str, str]]:
     return dataclasses.replace(table, columns=dict(zip(names, table.columns.values(), strict=True))), types
 
 
-LAYOUT = Layout(
+LAYOUT = TableLayout(
     name="recbole",
     interaction_files=("*.inter",),
     item_files=("*.item",),

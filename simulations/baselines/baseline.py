@@ -66,7 +66,7 @@ def co_occurrences(train: Interactions, catalogue_size: int, chunk: int = 1024) 
     gram = torch.zeros(catalogue_size, catalogue_size)
     for start in range(0, len(train), chunk):
         offsets = torch.tensor(train.offsets[start : start + chunk + 1])
-        items = torch.tensor(train.items[offsets[0] : offsets[-1]])
+        items = torch.tensor(train.items[offsets[0] : offsets[-1]], dtype=torch.int64)
         users = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())
         shape = (len(offsets) - 1, catalogue_size)
         x = torch.sparse_coo_tensor(torch.stack([users, items]), torch.ones(len(items)), shape, check_invariants=True)

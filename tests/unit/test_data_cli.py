@@ -1,5 +1,6 @@
-"""The commands that describe and download data."""
+"""The commands that describe, pack and download data."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,34 @@ def test_describe_says_so_where_there_are_no_problems_and_no_ratings(folder: Pat
     assert "ratings" in result.stdout
     assert "none" in result.stdout
     assert "No problems found." in result.stdout
+
+
+def test_pack_says_sizes_and_what_it_packs_is_described_alike(folder: Path) -> None:
+    packed = folder.parent / "packed" / folder.name  # the same name, that of the data set
+    described = CliRunner().invoke(app, ["describe", str(folder)], catch_exceptions=False).stdout
+    result = CliRunner().invoke(app, ["pack", str(folder), "--out", str(packed)], catch_exceptions=False)
+    assert result.exit_code == 0
+    problem, sizes = result.stdout.splitlines()
+    assert problem == "Problem: 1 short users: kept, but too short to form a task"
+    assert re.fullmatch(rf"{re.escape(str(packed))}: 3 users, 8 items, 12 interactions in \d\.\d kB", sizes)
+    assert CliRunner().invoke(app, ["describe", str(packed)], catch_exceptions=False).stdout == described
+
+
+def test_pack_refuses_an_existing_folder_before_it_reads(folder: Path) -> None:
+    (folder / "interactions.csv").write_text("unreadable")
+    with pytest.raises(DataError, match=f"^{re.escape(str(folder))}: exists already"):
+        CliRunner().invoke(app, ["pack", str(folder), "--out", str(folder)], catch_exceptions=False)
+
+
+def test_pack_skips_rows_that_cannot_be_read_on_request(folder: Path) -> None:
+    with (folder / "interactions.csv").open("a") as file:
+        file.write("7,1,five\n")
+    arguments = ["pack", str(folder), "--out", str(folder.parent / "packed")]
+    with pytest.raises(DataError, match="line 14: rating must be a number, got 'five'"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    CliRunner().invoke(app, [*arguments, "--on-bad-rows", "skip"], catch_exceptions=False)
+    result = CliRunner().invoke(app, ["describe", str(folder.parent / "packed")], catch_exceptions=False)
+    assert "Problem: 1 unreadable interaction rows: skipped" in result.stdout
 
 
 def test_download_passes_name_and_folder_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,56 @@
+"""The first meta-initialization: drawn from the run's seed, so that server and nodes make the same one by themselves.
+
+Parameters that are not trained therefore never have to travel. The score bias is the exception: it starts at the log
+popularity that the server learns from the nodes, so it always goes down to them.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from metarec_shared.errors import SettingsError
+from metarec_shared.model import BertRecommender
+from metarec_shared.randomness import generator
+from metarec_shared.settings import Settings
+
+ITEM_BIAS = "item_bias"
+
+
+def initial_model(settings: Settings, text: Float[Tensor, "items text"]) -> BertRecommender:
+    """Return the recommender with its first parameters, the same at every place for the same settings."""
+    seed = int(generator(settings.run.seed, "initial parameters").integers(2**63))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BertRecommender(text, settings.model, settings.adaptation)
+
+
+def released_names(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:
+    """Return which parameters are trained: those whose gradients leave the nodes, in the model's order.
+
+    Args:
+        settings: ``federation.released`` is ``all``, or beginnings of names separated by commas.
+        names: All parameters of the model.
+
+    Raises:
+        SettingsError: No parameter's name begins so.
+    """
+    names, wanted = tuple(names), [part.strip() for part in settings.federation.released.split(",")]
+    if wanted == ["all"]:
+        return names
+    for beginning in wanted:
+        if not beginning or not any(name.startswith(beginning) for name in names):
+            parts = sorted({name.partition(".")[0] for name in names})
+            raise SettingsError(
+                f"federation.released: no parameter begins with {beginning!r}; wanted all, or beginnings such as "
+                f"{', '.join(parts)}"
+            )
+    return tuple(name for name in names if name.startswith(tuple(wanted)))
+
+
+def travelling_names(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:
+    """Return which parameters the server sends: the released ones, and the score bias in any case."""
+    names = tuple(names)
+    released = set(released_names(settings, names)) | {ITEM_BIAS}
+    return tuple(name for name in names if name in released)
