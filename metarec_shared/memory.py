@@ -28,7 +28,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         work()
         torch.cuda.synchronize(device)
-        highest: int = torch.cuda.max_memory_allocated(device)
+        highest = int(torch.cuda.max_memory_allocated(device))
         return highest - int(before)
     with _Meter() as meter:
         work()

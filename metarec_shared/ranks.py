@@ -93,7 +93,7 @@ def query_ranks(
 def _counts(
     ranked: Float[Tensor, "users items"], wanted: Float[Tensor, "users query"]
 ) -> tuple[Int[Tensor, "users query"], Int[Tensor, "users query"]]:
-    """Count the scores above each wanted one, and those not below: few are compared, many looked up in a sorted list."""
+    """Count the scores above each wanted one, and those not below: by comparing few, by sorting for many."""
     if wanted.shape[1] <= COMPARED_ITEMS:
         greater = [(ranked > wanted[:, [column]]).sum(dim=1) for column in range(wanted.shape[1])]
         not_less = [(ranked >= wanted[:, [column]]).sum(dim=1) for column in range(wanted.shape[1])]

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Context, Error, Message, RecordDict
+from numpy.typing import NDArray
 
 from client.app import app as client_app
 from client.data_source import load_learner, load_partition, load_population
 from client.meta_update import meta_update
-from client.node import Node
+from client.node import Nodes
 from metarec_shared import wire
+from metarec_shared.broadcast import Broadcast
 from metarec_shared.checkpoint import load_checkpoint, load_tensors
 from metarec_shared.errors import CheckpointError, FederationError
 from metarec_shared.exchange import EnrollmentRequest, TrainRequest
@@ -24,20 +26,20 @@ from metarec_shared.population import Population
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_item_features
 from metarec_shared.split import Role
-from metarec_shared.tasks import Task, pad
+from metarec_shared.tasks import TaskBatch
 from server.app import app as server_app
 from server.federation import TRAINING_FILE, enroll_nodes, initial_parameters
 from server.outer_optimizer import OuterOptimizer
 from server.recorder import read_metrics
 from server.resume import RESUME_FILE
-from simulations.engines import simulated_node, simulated_nodes
+from simulations.engines import node_count, nodes_by_id
 from simulations.grid import InProcessGrid
 from tests.small import small_settings
 
 
 def make_grid(settings: Settings, *, fold: bool = True, kind: type[InProcessGrid] = InProcessGrid) -> InProcessGrid:
-    nodes = simulated_nodes(settings)
-    return kind(load_learner(settings), nodes, lambda node_id: simulated_node(settings, nodes, node_id), fold=fold)
+    nodes = node_count(settings)
+    return kind(load_learner(settings), nodes, lambda ids: nodes_by_id(settings, nodes, ids), fold=fold)
 
 
 def run(settings: Settings, grid: InProcessGrid | None = None) -> None:
@@ -92,12 +94,10 @@ def test_one_round_over_four_uneven_nodes_is_one_centralized_outer_step(tmp_path
     total = {name: torch.zeros_like(value) for name, value in initial.items()}
     weight = 0.0
     for node in range(4):
-        users = [u for u in partition.of(node) if population.roles[u] == Role.TRAINING]
-        tasks = [
-            population.training_task(int(u), 1, settings.tasks, settings.model.width, population.rating_scale)
-            for u in users
-        ]
-        each = per_user_meta_gradients(learner.model, pad(tasks), learner.id_mask(1)).gradients
+        users = np.array([u for u in partition.of(node) if population.roles[u] == Role.TRAINING])
+        scale = population.rating_scale
+        tasks = population.training_tasks(users, 1, settings.tasks, settings.model.width, scale)
+        each = per_user_meta_gradients(learner.model, tasks, learner.id_mask(1)).gradients
         share = 1.0 if weighting == "users" else 1.0 / len(users)
         weight += share * len(users)
         total = {name: value + share * each[name].sum(0) for name, value in total.items()}
@@ -126,9 +126,10 @@ def test_replies_to_one_content_are_folded_into_one(tmp_path: Path) -> None:
     settings = small_settings(run__out=str(tmp_path))
     for fold, replies in ((True, 1), (False, 60)):
         grid, content = make_grid(settings, fold=fold), wire.pack_request(_enrollment_request(settings))
-        identifiers = grid.push_messages([Message(content, node, "query") for node in range(1, 61)])
-        assert len(list(identifiers)) == 60
+        identifiers = list(grid.push_messages(Broadcast(content=content, nodes=range(1, 61), kind="query")))
+        assert len(identifiers) == replies
         assert len(list(grid.pull_messages(identifiers))) == replies
+        assert list(grid.pull_messages(identifiers)) == []
 
 
 def _enrollment_request(settings: Settings) -> EnrollmentRequest:
@@ -149,7 +150,7 @@ def test_nodes_that_draw_nobody_are_no_failures(tmp_path: Path, weighting: str) 
 def test_sampled_users_weigh_so_that_the_expected_update_is_that_of_all_users(tmp_path: Path) -> None:
     """The mean over many rounds of the Poisson-sampled sum over the public weight is the mean over all users."""
     settings = small_settings(run__out=str(tmp_path), federation__nodes=1)
-    learner, node = load_learner(settings), simulated_node(settings, 1, 1)
+    learner, node = load_learner(settings), nodes_by_id(settings, 1, np.array([1]))
     population = load_population(settings)
     users = population.users(Role.TRAINING)
     counts, weights = [], []
@@ -157,7 +158,7 @@ def test_sampled_users_weigh_so_that_the_expected_update_is_that_of_all_users(tm
         request = TrainRequest(
             round_number=round_number, sampling_rate=0.3, rating_scale=None, catalogue=learner.catalogue
         )
-        counts.append(len(node.draw(request)))
+        counts.append(len(node.draw(request).users))
         weights.append(0.3 * len(users))
     assert np.mean(counts) == pytest.approx(np.mean(weights), abs=4 * np.sqrt(0.21 * len(users) / 400))
 
@@ -186,18 +187,17 @@ def test_the_client_app_answers_as_the_vectorized_computation_does(tmp_path: Pat
     parameters = {name: value.detach().clone() for name, value in learner.model.named_parameters()}
     request = TrainRequest(round_number=3, sampling_rate=1.0, rating_scale=None, catalogue=learner.catalogue)
     content = wire.pack_request(request, wire.pack_parameters(parameters))
-    nodes = [simulated_node(settings, 60, node_id) for node_id in range(1, 61)]
-    together = meta_update(learner, parameters, nodes, request)
+    together = meta_update(learner, parameters, nodes_by_id(settings, 60, np.arange(1, 61)), request)
     total, users = {name: torch.zeros_like(value) for name, value in parameters.items()}, 0
-    for node in nodes:
+    for node_id in range(1, 61):
         context = Context(
             run_id=1,
-            node_id=node.node_id,
-            node_config={"partition-id": node.node_id - 1, "num-partitions": 60},
+            node_id=node_id,
+            node_config={"partition-id": node_id - 1, "num-partitions": 60},
             state=RecordDict(),
             run_config=settings.flat(),
         )
-        message = Message(content, node.node_id, "train")
+        message = Message(content, node_id, "train")
         update = wire.unpack_meta_update(client_app(message, context).content, parameters)
         total = {name: value + update.gradients[name] for name, value in total.items()}
         users += update.users
@@ -340,19 +340,19 @@ def test_a_run_in_which_every_node_fails_ends_with_a_clear_error(tmp_path: Path,
 
 def test_a_simulated_node_that_raises_is_left_out_of_the_folded_reply(tmp_path: Path) -> None:
     settings = small_settings(run__out=str(tmp_path), federation__rounds=2)
-    nodes = simulated_nodes(settings)
+    nodes = node_count(settings)
     enrolled = False
 
-    def load(node_id: int) -> Node:
-        if enrolled and node_id % 5 == 0:
+    def load(node_ids: NDArray[np.int64]) -> Nodes:
+        if enrolled and (node_ids % 5 == 0).any():
             raise OSError("unreadable")
-        return simulated_node(settings, nodes, node_id)
+        return nodes_by_id(settings, nodes, node_ids)
 
     class EnrollingGrid(InProcessGrid):
         def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
             nonlocal enrolled
+            yield from super().pull_messages(message_ids)
             enrolled = True
-            return super().pull_messages(message_ids)
 
     run(settings, EnrollingGrid(load_learner(settings), nodes, load))
     lines = read_metrics(tmp_path / "metrics.jsonl")
@@ -373,7 +373,7 @@ def test_no_node_connected_ends_with_a_clear_error(tmp_path: Path) -> None:
 def test_nodes_with_another_text_encoder_than_the_servers_are_refused(tmp_path: Path) -> None:
     settings = small_settings(run__out=str(tmp_path))
     other = load_learner(small_settings(text__builtin_steps=3))
-    grid = InProcessGrid(other, 60, lambda node_id: simulated_node(settings, 60, node_id))
+    grid = InProcessGrid(other, 60, lambda ids: nodes_by_id(settings, 60, ids))
     with pytest.raises(FederationError, match=r"60 of 60 nodes failed .*the last said: .*the server's items are"):
         run(settings, grid)
 
@@ -381,13 +381,15 @@ def test_nodes_with_another_text_encoder_than_the_servers_are_refused(tmp_path: 
 def test_a_user_whose_meta_gradient_is_not_finite_costs_only_its_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Population.training_task
+    real = Population.training_tasks
 
-    def poisoned(self: Population, user: int, *arguments: Any) -> Task:
-        task = real(self, user, *arguments)
-        return task if user % 6 else replace(task, dropout=np.full_like(task.dropout, np.nan))
+    def poisoned(self: Population, users: NDArray[np.int64], *arguments: Any) -> TaskBatch:
+        tasks = real(self, users, *arguments)
+        assert tasks.dropout is not None
+        tasks.dropout[torch.from_numpy(users % 6 == 0)] = torch.nan
+        return tasks
 
-    monkeypatch.setattr(Population, "training_task", poisoned)
+    monkeypatch.setattr(Population, "training_tasks", poisoned)
     run(small_settings(run__out=str(tmp_path)))
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert sum(line["failures"] for line in lines) > 0
@@ -412,8 +414,9 @@ def test_time_order_cannot_select_where_there_are_no_timestamps(tmp_path: Path) 
     population = replace(
         load_population(settings), interactions=replace(load_population(settings).interactions, has_time=False)
     )
-    nodes = [replace(simulated_node(settings, 60, node_id), population=population) for node_id in range(1, 61)]
-    grid = InProcessGrid(load_learner(settings), 60, lambda node_id: nodes[node_id - 1])
+    grid = InProcessGrid(
+        load_learner(settings), 60, lambda ids: replace(nodes_by_id(settings, 60, ids), population=population)
+    )
     with pytest.raises(FederationError, match="the last said: the data has no timestamps"):
         run(settings, grid)
 
@@ -428,7 +431,7 @@ def test_nothing_of_a_private_interaction_is_logged(tmp_path: Path, caplog: pyte
 
 
 def test_a_foreign_error_reaches_the_server_by_its_type_only(tmp_path: Path) -> None:
-    def load(node_id: int) -> Node:
+    def load(node_ids: NDArray[np.int64]) -> Nodes:
         raise KeyError("user 4711")
 
     settings = small_settings(run__out=str(tmp_path))

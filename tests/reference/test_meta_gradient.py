@@ -8,21 +8,14 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from metarec_shared.adaptation import Context
 from metarec_shared.meta_gradient import per_user_meta_gradients, query_loss, summed_meta_gradient
 from metarec_shared.model import BertRecommender
 from metarec_shared.settings import AdaptationSettings
-from metarec_shared.tasks import Task, TaskBatch, pad
+from metarec_shared.tasks import TaskBatch
 from tests.small import ITEMS, small_model, small_tasks
 
 CHOICES = ["user-vector", "head", "lora", "all"]
 ORDERS = ["second", "first"]
-
-
-def _batch(tasks: list[Task]) -> TaskBatch:
-    batch = pad(tasks)
-    assert batch.dropout is not None
-    return TaskBatch(**{**batch.tensors(), "dropout": batch.dropout.double()})
 
 
 def _naive_support_loss(scores: Tensor, task: TaskBatch) -> Tensor:
@@ -33,8 +26,8 @@ def _naive_support_loss(scores: Tensor, task: TaskBatch) -> Tensor:
 
 
 def _naive_query_loss(scores: Tensor, task: TaskBatch) -> Tensor:
-    candidates = [item for item in range(ITEMS) if item not in task.support[0].tolist()]
-    targets = torch.tensor([candidates.index(item) for item in task.query[0].tolist()])
+    candidates = [item for item in range(ITEMS) if item not in task.known[0].tolist()]
+    targets = torch.tensor([candidates.index(item) for item in task.query[0][task.query_mask[0]].tolist()])
     return F.cross_entropy(scores[candidates].expand(len(targets), -1), targets)
 
 
@@ -78,10 +71,10 @@ def _naive_scores(model: BertRecommender, task: TaskBatch, choice: str, id_mask:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_meta_gradient_equals_a_naive_loop_over_users(choice: str, order: str) -> None:
     model = small_model(AdaptationSettings(parameters=choice, order=order, steps=2))  # type: ignore[arg-type]
-    tasks, id_mask = small_tasks(), torch.arange(ITEMS) % 4 > 0
-    result = per_user_meta_gradients(model, _batch(tasks), id_mask, users_at_once=2)
-    for user, task in enumerate(tasks):
-        alone = _batch([task])
+    tasks, id_mask = small_tasks(dtype=torch.float64), torch.arange(ITEMS) % 4 > 0
+    result = per_user_meta_gradients(model, tasks, id_mask, users_at_once=2)
+    for user in range(len(tasks)):
+        alone = tasks.rows(user, user + 1)
         loss = _naive_query_loss(_naive_scores(model, alone, choice, id_mask, order == "second"), alone)
         expected = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
         torch.testing.assert_close(result.losses[user], loss.detach())
@@ -94,7 +87,7 @@ def test_meta_gradient_equals_a_naive_loop_over_users(choice: str, order: str) -
 @pytest.mark.parametrize("choice", CHOICES)
 def test_per_user_meta_gradients_sum_to_the_one_backward_sum(choice: str, order: str) -> None:
     model = small_model(AdaptationSettings(parameters=choice, order=order))  # type: ignore[arg-type]
-    batch = _batch(small_tasks(7))
+    batch = small_tasks(7, dtype=torch.float64)
     weights = torch.rand(7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     summed = summed_meta_gradient(model, batch, weights)
     each = per_user_meta_gradients(model, batch, users_at_once=3)
@@ -106,7 +99,7 @@ def test_per_user_meta_gradients_sum_to_the_one_backward_sum(choice: str, order:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_second_order_meta_gradient_equals_finite_differences(choice: str) -> None:
     model = small_model(AdaptationSettings(parameters=choice, steps=2))  # type: ignore[arg-type]
-    batch = _batch(small_tasks(2))
+    batch = small_tasks(2, dtype=torch.float64)
     weights = torch.ones(2, dtype=torch.float64)
     gradients = summed_meta_gradient(model, batch, weights).gradients
     generator = torch.Generator().manual_seed(1)
@@ -123,7 +116,7 @@ def test_second_order_meta_gradient_equals_finite_differences(choice: str) -> No
 
 
 def test_first_and_second_order_differ() -> None:
-    batch = _batch(small_tasks())
+    batch = small_tasks(dtype=torch.float64)
     weights = torch.ones(len(batch), dtype=torch.float64)
     first, second = (
         summed_meta_gradient(small_model(AdaptationSettings(order=order)), batch, weights)  # type: ignore[arg-type]
@@ -133,17 +126,11 @@ def test_first_and_second_order_differ() -> None:
     torch.testing.assert_close(first.losses, second.losses)
 
 
-def test_closed_form_support_gradient_equals_autograd() -> None:
-    model = small_model()
-    batch = _batch(small_tasks())
-    E = model.item_vectors()
-    h = model.head(model.encode(batch, E)).detach().requires_grad_()
-    losses = torch.stack(
-        [_naive_support_loss(E[:] @ h[user] + model.item_bias, batch.rows(user, user + 1)) for user in range(len(h))]
-    )
-    (expected,) = torch.autograd.grad(losses.sum(), h)
-    context = Context(model, batch, E, None)
-    actual = model.adaptation.support_gradient(
-        context, {"user_vector": h}, lambda state: model.scores(state["user_vector"], E)
-    )
-    torch.testing.assert_close(actual["user_vector"], expected)
+@pytest.mark.parametrize("choice", ["user-vector", "head"])
+def test_the_recursion_on_user_vectors_is_a_naive_inner_loop(choice: str) -> None:
+    model = small_model(AdaptationSettings(parameters=choice, steps=3))  # type: ignore[arg-type]
+    batch, id_mask = small_tasks(dtype=torch.float64), torch.arange(ITEMS) % 4 > 0
+    scored = model(batch, id_mask)
+    for user in range(len(batch)):
+        expected = _naive_scores(model, batch.rows(user, user + 1), choice, id_mask, second=True)
+        torch.testing.assert_close(scored[user], expected)

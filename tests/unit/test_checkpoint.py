@@ -13,7 +13,7 @@ from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import CheckpointError
 from metarec_shared.files import write_atomically
 from metarec_shared.settings import Settings
-from metarec_shared.tasks import TaskBatch, pad
+from metarec_shared.tasks import TaskBatch
 from tests.small import ITEMS, SMALL_MODEL, TEXT, small_model, small_tasks
 
 CATALOGUE = Catalogue(
@@ -39,7 +39,7 @@ def a_checkpoint() -> Checkpoint:
 
 
 def tasks() -> TaskBatch:
-    batch = pad(small_tasks(4))
+    batch = small_tasks(4)
     return TaskBatch(**{name: value for name, value in batch.tensors().items() if name != "dropout"})
 
 
