@@ -67,10 +67,11 @@ def evaluate(scorer: Scorer, batches: Sequence[TaskBatch], k: int) -> dict[str, 
 
 
 def model_scorer(model: BertRecommender, *, adapt: bool) -> Scorer:
-    """Return the model as a scorer, with or without its inner loop."""
-    device = model.text.device
+    """Return the model as it stands as a scorer, with or without its inner loop; item vectors are computed once."""
+    with torch.no_grad():
+        E = model.item_vectors()
 
     def score(batch: TaskBatch) -> Tensor:
-        return model(batch.to(device), adapt=adapt)  # type: ignore[no-any-return]
+        return model(batch.to(E.device), adapt=adapt, E=E)  # type: ignore[no-any-return]
 
     return score

@@ -106,7 +106,10 @@ def chunk_gradients(
     """
     users, terms = len(h), 2 * rates.shape[1] + 1
     cached = CACHED_SCORES_CUDA if h.is_cuda else CACHED_SCORES
-    size = min(users, users_at_once or max(1, cached // len(items.vectors)))
+    size = users_at_once or max(1, cached // len(items.vectors))
+    size = -(-users // -(-users // size))  # chunks of one size, as few as fit
+    catalogue = _Catalogue(items)
+    h, rates = h.to(items.vectors.dtype), rates.to(items.vectors.dtype)
     buffers = h.new_empty(terms, size, len(items.vectors))
     support, known = Support.of(tasks, h.dtype), tasks.known >= 0
     asked = query_weights(tasks, h.dtype)
@@ -114,7 +117,7 @@ def chunk_gradients(
         chunk = slice(start, min(start + size, users))
         count = chunk.stop - start
         left = buffers if count == size else torch.empty_like(buffers[:, :count])
-        loop = _Loop(left, items, Support(support.items[chunk], support.weights[chunk]))
+        loop = _Loop(left, catalogue, Support(support.items[chunk], support.weights[chunk]))
         final = loop.forward(h[chunk], rates[chunk])
         losses = loop.query(final, tasks.known[chunk], known[chunk], tasks.query[chunk], asked[chunk], weights[chunk])
         gradient, rate_gradient, factors = loop.backward(final, rates[chunk], second_order=second_order)
@@ -132,8 +135,8 @@ def fused_gradient(
 ) -> FusedGradient:
     """Differentiate the weighted sum of query losses; see ``chunk_gradients``."""
     vectors, bias = torch.zeros_like(items.vectors), torch.zeros_like(items.bias)
-    losses, gradient, rate_gradient = h.new_empty(len(h)), torch.empty_like(h), h.new_empty(rates.shape)
-    support = Support.of(tasks, h.dtype)
+    losses, gradient, rate_gradient = bias.new_empty(len(h)), bias.new_empty(h.shape), bias.new_empty(rates.shape)
+    support = Support.of(tasks, bias.dtype)
     for part in chunk_gradients(h, rates, items, tasks, weights, second_order=second_order):
         losses[part.users], gradient[part.users], rate_gradient[part.users] = part.losses, part.h, part.rates
         add_outer_products(vectors, bias, part.factors, Support(support.items[part.users], support.weights[part.users]))
@@ -142,22 +145,60 @@ def fused_gradient(
 
 def add_outer_products(vectors: Tensor, bias: Tensor, factors: Factors, support: Support) -> None:
     """Add a chunk's gradients in item vectors and score bias, summed over its users, to ``vectors`` and ``bias``."""
-    left, right = factors.left.flatten(0, 1), factors.right.flatten(0, 1)
-    vectors.addmm_(left.T, right)
+    add_product(vectors, factors.left.flatten(0, 1).T, factors.right.flatten(0, 1))
     scored = factors.left[-factors.scored :].flatten(0, 1)
     bias.addmv_(scored.T, scored.new_ones(len(scored)))
     rows = support.weights[:, :, None] * factors.target[:, None]
     vectors.index_add_(0, support.items.flatten(), rows.flatten(0, 1))
 
 
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add a matrix product to ``total``, computed in the numbers that autocast asks for."""
+    fast = _autocast_dtype(total.device)
+    if fast is None:
+        total.addmm_(left, right)
+    else:
+        total.add_(left.to(fast) @ right.to(fast))
+
+
+def _autocast_dtype(device: torch.device) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+class _Catalogue:
+    """The three products with the item vectors, in the numbers that autocast asks for; softmax and sums stay exact."""
+
+    def __init__(self, items: Items) -> None:
+        self.items = items
+        fast = _autocast_dtype(items.vectors.device) or items.vectors.dtype
+        self._vectors = items.vectors.to(fast)
+        self._columns = torch.cat([items.vectors, items.bias[:, None]], dim=1).T.to(fast)
+
+    def scores(self, h: Tensor, out: Tensor) -> Tensor:
+        """Return E h + b; the bias is one more column, which is cheaper than adding it."""
+        return self._multiply(torch.cat([h, h.new_ones(len(h), 1)], dim=1), self._columns, out)
+
+    def products(self, directions: Tensor, out: Tensor) -> Tensor:
+        """Return E c."""
+        return self._multiply(directions, self._vectors.T, out)
+
+    def mean(self, weights: Tensor) -> Tensor:
+        """Return E' p."""
+        return (weights.to(self._vectors.dtype) @ self._vectors).to(weights.dtype)
+
+    def _multiply(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+        if right.dtype == out.dtype:
+            return torch.mm(left, right, out=out)
+        return out.copy_(left.to(right.dtype) @ right)
+
+
 class _Loop:
     """The inner loop of one chunk of users, with what the way back needs of the way forth."""
 
-    def __init__(self, buffers: Tensor, items: Items, support: Support) -> None:
-        self._left = buffers
-        self._vectors, self._bias = items
+    def __init__(self, buffers: Tensor, catalogue: "_Catalogue", support: Support) -> None:
+        self._left, self._catalogue = buffers, catalogue
         self._rows = support.weights.sum(dim=1, keepdim=True)
-        self._target = torch.einsum("us,usd->ud", support.weights, self._vectors[support.items])
+        self._target = torch.einsum("us,usd->ud", support.weights, catalogue.items.vectors[support.items])
         self._starts: list[Tensor] = []
         self._expected: list[Tensor] = []
         self._gradients: list[Tensor] = []
@@ -165,8 +206,8 @@ class _Loop:
     def forward(self, h: Tensor, rates: Tensor) -> Tensor:
         """Take the steps; leave each step's softmax in its buffer."""
         for step in range(rates.shape[1]):
-            scored = torch.addmm(self._bias, h, self._vectors.T, out=self._left[-1])
-            expected = torch.softmax(scored, dim=-1, out=self._left[step]) @ self._vectors
+            scored = self._catalogue.scores(h, out=self._left[-1])
+            expected = self._catalogue.mean(torch.softmax(scored, dim=-1, out=self._left[step]))
             gradient = expected * self._rows - self._target
             self._starts.append(h)
             self._expected.append(expected)
@@ -177,7 +218,7 @@ class _Loop:
     def query(self, h: Tensor, known: Tensor, real: Tensor, query: Tensor, asked: Tensor, weights: Tensor) -> Tensor:
         """Return the query losses of user vectors; leave the weighted losses' derivative in the last buffer."""
         scratch = self._left[-2] if len(self._left) > 1 else torch.empty_like(self._left[-1])
-        scored = torch.addmm(self._bias, h, self._vectors.T, out=scratch)
+        scored = self._catalogue.scores(h, out=scratch)
         flat = torch.arange(len(h), device=h.device)[:, None] * scored.shape[1]
         scored.view(-1).index_fill_(0, (flat + known)[real], NEVER)
         probabilities = torch.softmax(scored, dim=-1, out=self._left[-1])
@@ -190,7 +231,7 @@ class _Loop:
     def backward(self, h: Tensor, rates: Tensor, *, second_order: bool) -> tuple[Tensor, Tensor, Factors]:
         """Return the gradients in the start and the rates, and the factors of that in the item vectors."""
         steps, rate_gradient, target = rates.shape[1], torch.empty_like(rates), torch.zeros_like(h)
-        back = self._left[-1] @ self._vectors
+        back = self._catalogue.mean(self._left[-1])
         right = h.new_empty(len(self._left), *h.shape)
         right[-1] = h
         for step in reversed(range(steps)):
@@ -200,10 +241,10 @@ class _Loop:
             step_back = -rates[:, step] * back
             target -= step_back
             right[step] = step_back * self._rows
-            scored = torch.mm(right[step], self._vectors.T, out=self._left[steps + step])
+            scored = self._catalogue.products(right[step], out=self._left[steps + step])
             scored.sub_((self._expected[step] * right[step]).sum(dim=1, keepdim=True)).mul_(self._left[step])
             right[steps + step] = self._starts[step]
-            back = back + scored @ self._vectors
+            back = back + self._catalogue.mean(scored)
         scored_terms = steps + 1 if second_order else 1
         left = self._left if second_order else self._left[-1:]
         return back, rate_gradient, Factors(left=left, right=right[-len(left) :], scored=scored_terms, target=target)

@@ -28,9 +28,10 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         work()
         torch.cuda.synchronize(device)
-        highest = int(torch.cuda.max_memory_allocated(device))
+        highest: int = torch.cuda.max_memory_allocated(device)
         return highest - int(before)
-    with _Meter() as meter:
+    meter = _Meter()
+    with meter:
         work()
     return meter.peak
 

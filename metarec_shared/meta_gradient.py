@@ -181,16 +181,18 @@ class _ClosedForm:
         self.vectors = torch.zeros_like(E)
 
     def summed(self, tasks: TaskBatch, weights: Tensor) -> None:
-        encoded = self._model.encode(tasks, self._E)
-        rates = self._adaptation.rates()
-        h = self._model.head(encoded)
+        rows = self._items.vectors[tasks.support].requires_grad_()
+        encoded = self._model.read(tasks, rows, joined=True)
+        h, rates = self._model.head(encoded), self._adaptation.rates()
         own = self._adaptation.user_rates(encoded, rates.expand(len(tasks), *rates.shape))
         with torch.no_grad():
             part = fused_gradient(h, own, self._items, tasks, weights, second_order=self._adaptation.second_order)
         self._sums.losses.append(part.losses)
-        back = _differentiate([(h, part.h), (own, part.rates)], [*self._body.values(), self._E])
-        self._sums.add(self._body, back[:-1])
-        self.vectors += part.vectors if back[-1] is None else part.vectors + back[-1]
+        *back, of_rows = _differentiate([(h, part.h), (own, part.rates)], [*self._body.values(), rows])
+        self._sums.add(self._body, back)
+        self.vectors += part.vectors
+        if of_rows is not None:
+            self.vectors.index_add_(0, tasks.support.flatten(), of_rows.flatten(0, 1))
         self._add_bias(part.bias)
 
     def sampled(self, tasks: TaskBatch, weights: Tensor, candidates: Candidates) -> None:
@@ -237,13 +239,14 @@ class _ClosedForm:
                     squares = squares + layer_squared_norms(use, gradient, self._released)
             if of_raw is not None and _RAW_RATES in self._body:
                 squares = squares + of_raw.flatten(1).square().sum(dim=1)
-            whole = squares.isfinite()
-            if not whole.all():
-                self._without(~whole, tasks, weights)
-                return
-            scale = clip_factors(squares, self._clip_norm) * weights
-            self._sums.losses.append(part.losses)
-            self._sums.norms.append(squares.sqrt())
+        whole = squares.isfinite()
+        if not whole.all():
+            self._without(~whole, tasks, weights)
+            return
+        scale = clip_factors(squares, self._clip_norm) * weights
+        self._sums.losses.append(part.losses)
+        self._sums.norms.append(squares.sqrt())
+        with torch.no_grad():
             self._add_factors(part.factors, single, scale)
         layers_only = {name: value for name, value in self._body.items() if name != _RAW_RATES}
         scaled = [(h, part.h * scale[:, None]), (own, part.rates * scale[:, None, None])]
@@ -289,6 +292,7 @@ def _differentiate(
     if not live or not wanted:
         return [None] * len(inputs)
     values, gradients = zip(*live, strict=True)
+    gradients = tuple(gradient.to(value.dtype) for gradient, value in zip(gradients, values, strict=True))
     found = iter(torch.autograd.grad(values, wanted, gradients, retain_graph=keep, allow_unused=True))
     return [next(found) if value is not None and value.requires_grad else None for value in inputs]
 

@@ -81,11 +81,13 @@ class BertRecommender(nn.Module):
         """Read the support sets; return BERT's output at the state token."""
         return self.read(tasks, E[tasks.support])
 
-    def read(self, tasks: TaskBatch, rows: Float[Tensor, "users support width"]) -> Float[Tensor, "users width"]:
-        """Read support sets whose item vectors have been looked up."""
+    def read(
+        self, tasks: TaskBatch, rows: Float[Tensor, "users support width"], *, joined: bool = False
+    ) -> Float[Tensor, "users width"]:
+        """Read support sets whose item vectors have been looked up; ``joined`` as in ``read_support``."""
         inputs = rows if tasks.dropout is None else rows * tasks.dropout[:, :-1]
         feedback = tasks.feedback if self.uses_feedback else torch.zeros_like(tasks.feedback)
-        encoded = read_support(self.encoder, inputs, feedback, tasks.support_mask)
+        encoded = read_support(self.encoder, inputs, feedback, tasks.support_mask, joined=joined)
         return encoded if tasks.dropout is None else encoded * tasks.dropout[:, -1]
 
     def items(self, E: Float[Tensor, "items width"]) -> Items:

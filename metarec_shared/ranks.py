@@ -72,14 +72,14 @@ def query_ranks(
     Raises:
         ValueError: A candidate's score is not finite, a query item is excluded, or a user has no query item.
     """
-    if not (scores.isfinite() | exclude).all():
+    ranked = scores.masked_fill(exclude, -torch.inf)
+    if not (torch.where(exclude, 0.0, scores).sum().isfinite() or (scores.isfinite() | exclude).all()):
         raise ValueError("scores must be finite, got NaN or infinity")
     if not query_mask.any(dim=1).all():
         raise ValueError("every user needs at least one query item; leave users without one out")
     items = query.masked_fill(~query_mask, 0)
     if (exclude.gather(1, items) & query_mask).any():
         raise ValueError("a query item is among the excluded items, so it has no rank")
-    ranked = scores.masked_fill(exclude, -torch.inf)
     wanted = scores.gather(1, items).contiguous()
     greater, not_less = _counts(ranked, wanted)
     return Ranks(
@@ -95,9 +95,12 @@ def _counts(
 ) -> tuple[Int[Tensor, "users query"], Int[Tensor, "users query"]]:
     """Count the scores above each wanted one, and those not below: by comparing few, by sorting for many."""
     if wanted.shape[1] <= COMPARED_ITEMS:
-        greater = [(ranked > wanted[:, [column]]).sum(dim=1) for column in range(wanted.shape[1])]
-        not_less = [(ranked >= wanted[:, [column]]).sum(dim=1) for column in range(wanted.shape[1])]
-        return torch.stack(greater, dim=1), torch.stack(not_less, dim=1)
+        marks, ones = torch.empty_like(ranked), ranked.new_ones(ranked.shape[1])
+        greater, not_less = (
+            torch.stack([compare(ranked, wanted[:, [place]], out=marks) @ ones for place in range(wanted.shape[1])], 1)
+            for compare in (torch.gt, torch.ge)
+        )
+        return greater.long(), not_less.long()
     ascending, items = ranked.sort(dim=1).values, ranked.shape[1]
     return items - torch.searchsorted(ascending, wanted, right=True), items - torch.searchsorted(ascending, wanted)
 

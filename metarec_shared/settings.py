@@ -319,6 +319,8 @@ def _check_together(settings: Settings, source: str) -> None:
             f"{source}: adaptation.candidates needs adaptation.parameters = user-vector or head, got "
             f"{adaptation.parameters}"
         )
+    if settings.run.precision != "float32" and settings.federation.clip_norm:
+        raise SettingsError(f"{source}: federation.clip-norm needs run.precision = float32: norms are a promise")
     if adaptation.candidates and settings.federation.clip_norm:
         raise SettingsError(f"{source}: give either adaptation.candidates or federation.clip-norm")
     if data.rating_high < data.rating_low:

@@ -5,6 +5,7 @@ up, "parameters" (an ArrayRecord) where parameters travel.
 """
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Literal, TypeVar
@@ -84,8 +85,9 @@ def _dequantized(name: str, codes: NDArray[Any], scales: NDArray[Any]) -> NDArra
 
 def _encode(value: NDArray[Any]) -> Array:
     """Encode one array as its bytes; dtype and shape stand beside them, so nothing has to be parsed."""
-    little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
-    return Array(dtype=str(value.dtype), shape=value.shape, stype=_RAW, data=little.tobytes())
+    if sys.byteorder == "big":
+        value = value.astype(value.dtype.newbyteorder("<"))
+    return Array(value.dtype.name, value.shape, _RAW, value.tobytes())
 
 
 def _decode(name: str, array: Array) -> NDArray[Any]:

@@ -101,8 +101,8 @@ def _build(settings: OuterSettings, parameters: list[nn.Parameter]) -> torch.opt
     rate, decay = settings.learning_rate, settings.weight_decay
     match settings.optimizer:
         case "sgd":
-            return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=settings.momentum, foreach=True)
+            return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=settings.momentum, fused=True)
         case "adam":
-            return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, foreach=True)
+            return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=True)
         case "adamw":
-            return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, foreach=True)
+            return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)

@@ -19,7 +19,7 @@ from metarec_shared.metrics import ranking_metrics
 from metarec_shared.population import Order, Population
 from metarec_shared.split import Role
 from metarec_shared.tasks import Task, TaskBatch, pad
-from simulations.baselines.baseline import Baseline, Validation
+from simulations.baselines.baseline import Baseline, Validation, co_occurrences
 from simulations.baselines.ease import tune_ease
 from simulations.baselines.item_knn import tune_item_knn
 from simulations.baselines.popularity import fit_popularity
@@ -95,9 +95,10 @@ def tuned_baselines(
         say("too few validation users are long enough to tune item-kNN and EASE everywhere; they are left out there")
     if validations:
         say("tuning item-kNN on validation users")
-        knns = tune_item_knn(train, items, KNN_NEIGHBOURS, KNN_SHRINKAGE, list(validations.values()))
+        gram = co_occurrences(train, items)
+        knns = tune_item_knn(gram, KNN_NEIGHBOURS, KNN_SHRINKAGE, list(validations.values()))
         say("tuning EASE on validation users")
-        eases = tune_ease(train, items, EASE_REGULARIZATION, list(validations.values()))
+        eases = tune_ease(gram, EASE_REGULARIZATION, list(validations.values()))
         for cell, knn, ease in zip(validations, knns, eases, strict=True):
             methods[cell] |= {"item_knn": baseline_scorer(knn), "ease": baseline_scorer(ease)}
     return methods

@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from metarec_shared.interactions import Interactions
 
@@ -55,6 +56,16 @@ def best(candidates: Iterable[BaselineT], validations: Sequence[Validation]) -> 
     if len(found) < len(validations):
         raise ValueError("the grid holds no candidate to validate")
     return found
+
+
+def summed_rows(
+    weights: Float[Tensor, "items items"],
+    support_items: Int[Tensor, "users support"],
+    support_mask: Bool[Tensor, "users support"],
+) -> Float[Tensor, "users items"]:
+    """Return the sum of the rows of ``weights`` that belong to each user's support items."""
+    real = support_mask.to(weights.dtype)
+    return F.embedding_bag(support_items.masked_fill(~support_mask, 0), weights, per_sample_weights=real, mode="sum")
 
 
 def co_occurrences(train: Interactions, catalogue_size: int, chunk: int = 1024) -> Float[Tensor, "items items"]:

@@ -12,8 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from metarec_shared.interactions import Interactions
-from metarec_shared.ranks import item_mask
-from simulations.baselines.baseline import Validation, best, co_occurrences
+from simulations.baselines.baseline import Validation, best, co_occurrences, summed_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +31,7 @@ class Ease:
         self, support_items: Int[Tensor, "users support"], support_mask: Bool[Tensor, "users support"]
     ) -> Float[Tensor, "users items"]:
         """Apply the regression to the support set, eq. 1."""
-        return item_mask(support_items, support_mask, len(self.weights)).to(self.weights) @ self.weights
+        return summed_rows(self.weights, support_items, support_mask)
 
 
 def fit_ease(train: Interactions, catalogue_size: int, regularization: float) -> Ease:
@@ -41,17 +40,15 @@ def fit_ease(train: Interactions, catalogue_size: int, regularization: float) ->
 
 
 def tune_ease(
-    train: Interactions, catalogue_size: int, regularization: Sequence[float], validations: Sequence[Validation]
+    gram: Float[Tensor, "items items"], regularization: Sequence[float], validations: Sequence[Validation]
 ) -> list[Ease]:
-    """Fit each ``regularization``; return the best for each of ``validations``. The Gram matrix is computed once.
+    """Fit each ``regularization``; return the best for each of ``validations``.
 
     Args:
-        train: Full histories of the meta-training users.
-        catalogue_size: Items in the catalogue.
+        gram: Co-occurrences in the full histories of the meta-training users.
         regularization: Grid of the paper's lambda, each above 0.
         validations: What each of the returned models is the best for.
     """
-    gram = co_occurrences(train, catalogue_size)
     return best((_ease(gram, value) for value in regularization), validations)
 
 

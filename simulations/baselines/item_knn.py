@@ -6,15 +6,14 @@ References:
     (ItemKNN: shrinkage in the denominator, each target item keeps its nearest neighbours).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from metarec_shared.interactions import Interactions
-from metarec_shared.ranks import item_mask
-from simulations.baselines.baseline import Validation, best, co_occurrences
+from simulations.baselines.baseline import Validation, best, co_occurrences, summed_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,17 +35,16 @@ class ItemKnn:
         self, support_items: Int[Tensor, "users support"], support_mask: Bool[Tensor, "users support"]
     ) -> Float[Tensor, "users items"]:
         """Sum the similarities to the items of the support set."""
-        return item_mask(support_items, support_mask, len(self.similarity)).to(self.similarity) @ self.similarity
+        return summed_rows(self.similarity, support_items, support_mask)
 
 
 def fit_item_knn(train: Interactions, catalogue_size: int, neighbours: int, shrinkage: float) -> ItemKnn:
     """Fit with given settings; see :func:`tune_item_knn`."""
-    return _item_knn(co_occurrences(train, catalogue_size), neighbours, shrinkage)
+    return next(_item_knns(co_occurrences(train, catalogue_size), [neighbours], shrinkage))
 
 
 def tune_item_knn(
-    train: Interactions,
-    catalogue_size: int,
+    gram: Float[Tensor, "items items"],
     neighbours: Sequence[int],
     shrinkage: Sequence[float],
     validations: Sequence[Validation],
@@ -54,22 +52,23 @@ def tune_item_knn(
     """Fit each combination of ``neighbours`` and ``shrinkage``; return the best for each of ``validations``.
 
     Args:
-        train: Full histories of the meta-training users.
-        catalogue_size: Items in the catalogue.
+        gram: Co-occurrences in the full histories of the meta-training users.
         neighbours: Grid of neighbours an item, each at least 1.
         shrinkage: Grid of shrinkages, each at least 0.
         validations: What each of the returned models is the best for.
     """
-    gram = co_occurrences(train, catalogue_size)
-    return best((_item_knn(gram, n, s) for s in shrinkage for n in neighbours), validations)
+    return best((knn for value in shrinkage for knn in _item_knns(gram, neighbours, value)), validations)
 
 
-def _item_knn(gram: Float[Tensor, "items items"], neighbours: int, shrinkage: float) -> ItemKnn:
+def _item_knns(gram: Float[Tensor, "items items"], neighbours: Sequence[int], shrinkage: float) -> Iterator[ItemKnn]:
+    """Fit every number of neighbours on one table of similarities, each item's nearest sorted once."""
     similarity = _shrunk_cosine(gram, shrinkage)
-    nearest = similarity.topk(min(neighbours, len(gram)), dim=0).values
-    # A threshold instead of topk's indices: which of equally near neighbours it takes is up to the item order.
-    similarity[similarity < nearest[-1]] = 0
-    return ItemKnn(similarity=similarity, neighbours=neighbours, shrinkage=shrinkage)
+    nearest = similarity.topk(min(max(neighbours), len(gram)), dim=0).values
+    for number in neighbours:
+        # A threshold instead of topk's indices: which of equally near neighbours it takes is up to the item order.
+        least = nearest[min(number, len(gram)) - 1]
+        kept = similarity.masked_fill(similarity < least, 0)
+        yield ItemKnn(similarity=kept, neighbours=number, shrinkage=shrinkage)
 
 
 def _shrunk_cosine(gram: Float[Tensor, "items items"], shrinkage: float) -> Float[Tensor, "items items"]:

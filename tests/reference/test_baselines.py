@@ -142,10 +142,11 @@ def test_an_empty_support_set_gets_finite_scores(matrix, fit):
 
 def test_tuning_returns_what_validates_best(matrix):
     train = interactions(matrix)
-    (ease,) = tune_ease(train, ITEMS, [1.0, 10.0, 100.0], [lambda b: -abs(b.regularization - 10.0)])
+    (ease,) = tune_ease(co_occurrences(train, ITEMS), [1.0, 10.0, 100.0], [lambda b: -abs(b.regularization - 10.0)])
     torch.testing.assert_close(ease.weights, fit_ease(train, ITEMS, 10.0).weights)
+    gram = co_occurrences(train, ITEMS)
     knn, other = tune_item_knn(
-        train, ITEMS, [1, 3], [0.0, 5.0], [lambda b: b.neighbours + b.shrinkage, lambda b: b.neighbours - b.shrinkage]
+        gram, [1, 3], [0.0, 5.0], [lambda b: b.neighbours + b.shrinkage, lambda b: b.neighbours - b.shrinkage]
     )
     assert (other.neighbours, other.shrinkage) == (3, 0.0)
     assert (knn.neighbours, knn.shrinkage) == (3, 5.0)
@@ -154,7 +155,7 @@ def test_tuning_returns_what_validates_best(matrix):
 
 def test_tuning_refuses_an_empty_grid_and_a_validation_without_a_number(matrix):
     with pytest.raises(ValueError, match="no candidate"):
-        tune_ease(interactions(matrix), ITEMS, [], [lambda _: 0.0])
+        tune_ease(co_occurrences(interactions(matrix), ITEMS), [], [lambda _: 0.0])
     with pytest.raises(ValueError, match="gave NaN"):
         best([fit_popularity(interactions(matrix), ITEMS)], [lambda _: float("nan")])
 
