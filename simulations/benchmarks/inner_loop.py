@@ -108,7 +108,7 @@ def textbook(cohort: Cohort, choice: str, clip_norm: float) -> State:
 def largest_difference(left: Mapping[str, Tensor], right: Mapping[str, Tensor], users: int) -> float:
     """Return the largest difference between two mean meta-gradients over all coordinates.
 
-    Where a parameter's gradient has coordinates above 1, the difference is relative to the largest: float32 has no more.
+    Where a parameter's gradient has coordinates above 1, the difference is relative to the largest.
     """
     return max(
         float((left[name] - right[name]).abs().max()) / users / max(1.0, float(right[name].abs().max()) / users)
@@ -140,11 +140,12 @@ def apart(users: int, turns: int, device: torch.device) -> list[tuple[str, Ratio
 
 def _with_outer_step(cohort: Cohort, gradient: Gradient) -> Callable[[], object]:
     """Return the work of one round: the gradient, and one outer step on a copy of the parameters."""
-    parameters = [value.detach().clone() for value in cohort.model.parameters()]
+    parameters = {name: value.detach().clone() for name, value in cohort.model.named_parameters()}
 
     def work() -> None:
         found = gradient()
-        torch._foreach_add_(parameters, list(found.values()), alpha=-OUTER_RATE / len(cohort.tasks))
+        stepping = [parameters[name] for name in found]
+        torch._foreach_add_(stepping, list(found.values()), alpha=-OUTER_RATE / len(cohort.tasks))
 
     return work
 

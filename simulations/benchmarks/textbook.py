@@ -36,8 +36,9 @@ def textbook_meta_gradient(
 ) -> State:
     """Return the weighted sum of users' meta-gradients, each clipped to ``clip_norm`` where that is not 0."""
     total = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
+    shared = {id(value): value for value in (model.text, model._text_products)}  # frozen, so nobody copies them
     for user in range(len(tasks)):
-        learner = copy.deepcopy(model, {id(model.text): model.text})
+        learner = copy.deepcopy(model, dict(shared))
         task = tasks.rows(user, user + 1)
         support, query = task.support[0][task.support_mask[0]], task.query[0][task.query_mask[0]]
         state, score = _start(learner, task, id_mask, choice)
