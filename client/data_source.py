@@ -40,7 +40,7 @@ def load_node(settings: Settings, node_config: NodeConfig, node_id: int) -> Node
         population = load_population(settings)
         users = np.arange(len(population.interactions))
         return Nodes(
-            node_ids=np.array([node_id]),
+            node_ids=np.array([node_id], dtype=np.uint64),
             names=(str(node_config.get("name", node_id)),),
             population=population,
             users=users,
@@ -49,10 +49,10 @@ def load_node(settings: Settings, node_config: NodeConfig, node_id: int) -> Node
     if "partition-id" not in node_config:
         raise DataError("the node's configuration names neither data-path nor partition-id: it has no data")
     places = np.array([int(node_config["partition-id"])])
-    return simulated_nodes(settings, int(node_config["num-partitions"]), places, np.array([node_id]))
+    return simulated_nodes(settings, int(node_config["num-partitions"]), places, np.array([node_id], dtype=np.uint64))
 
 
-def simulated_nodes(settings: Settings, count: int, places: NDArray[np.int64], node_ids: NDArray[np.int64]) -> Nodes:
+def simulated_nodes(settings: Settings, count: int, places: NDArray[np.int64], node_ids: NDArray[np.uint64]) -> Nodes:
     """Return some of the ``count`` nodes that the run's users are spread over.
 
     Args:

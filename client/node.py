@@ -40,14 +40,14 @@ class Nodes:
     """The users of one node, or of several; node ``i`` holds ``users[offsets[i]:offsets[i + 1]]``.
 
     Attributes:
-        node_ids: Flower's ids of the nodes, int64 [nodes].
+        node_ids: Flower's ids of the nodes, uint64 [nodes].
         names: The nodes' stable names, [nodes].
         population: Where their users' histories are; simulated nodes share one population.
         users: Their users, int64 positions in ``population``.
         offsets: Where each node's users begin, int64 [nodes + 1].
     """
 
-    node_ids: NDArray[np.int64]
+    node_ids: NDArray[np.uint64]
     names: Sequence[str]
     population: Population
     users: NDArray[np.int64]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import Message, RecordDict
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Kind = Literal["query", "train", "evaluate"]
 
-NodeIds = Sequence[int] | NDArray[np.int64]
+NodeIds = Sequence[int] | NDArray[np.integer[Any]]
 """Flower's ids of nodes."""
 
 

@@ -30,7 +30,7 @@ class Enrollment:
     """The answer of one node, or of several folded into one: a column a quantity, so that a million nodes cost bytes.
 
     Attributes:
-        node_ids: Flower's ids of the nodes, which differ from run to run, int64 [nodes].
+        node_ids: Flower's ids of the nodes, which differ from run to run, uint64 [nodes].
         names: The nodes' own, stable names: sampling is addressed by them, strings [nodes].
         training_users: Users each node can meta-train on, int64 [nodes].
         validation_users: Users each node can validate on, int64 [nodes].
@@ -38,7 +38,7 @@ class Enrollment:
         rating_scale: Scale of the nodes' ratings, the widest where they differ; None where there are no ratings.
     """
 
-    node_ids: NDArray[np.int64]
+    node_ids: NDArray[np.uint64]
     names: NDArray[np.str_]
     training_users: NDArray[np.int64]
     validation_users: NDArray[np.int64]

@@ -34,7 +34,7 @@ Bits = Literal[8, 16, 32]
 _RAW = "metarec.raw"
 """How arrays are serialized: their bytes, little-endian, in C order."""
 
-_DTYPES = frozenset({"float32", "float64", "int8", "int16", "int64", "uint8"})
+_DTYPES = frozenset({"float32", "float64", "int8", "int16", "int64", "uint8", "uint64"})
 
 _SCALES = "/scales"
 """A quantized tensor travels as two arrays, its codes under its own name and their scales under this ending."""
@@ -192,11 +192,14 @@ def unpack_enrollment(content: RecordDict, items: int) -> Enrollment:
     """
     numbers, record = _record(content, "numbers", MetricRecord), _record(content, "arrays", ArrayRecord)
     names = _names(record)
-    columns = {name: _column(record, name) for name in ("node_ids", "training_users", "validation_users")}
-    if {len(column) for column in columns.values()} != {len(names)}:
+    node_ids: NDArray[Any] = _decode("node_ids", record["node_ids"]) if "node_ids" in record else np.empty(0)
+    training, validation = (_column(record, name) for name in ("training_users", "validation_users"))
+    if node_ids.dtype != np.uint64 or any(column.shape != names.shape for column in (node_ids, training, validation)):
         raise WireError("an enrolment must name its nodes and give an id and two counts for each")
     return Enrollment(
-        **columns,
+        node_ids=node_ids,
+        training_users=training,
+        validation_users=validation,
         names=names,
         item_counts=_item_counts(record, items),
         rating_scale=_scale(numbers.get("rating_scale")),
@@ -215,7 +218,7 @@ def _names(record: ArrayRecord) -> NDArray[np.str_]:
 
 def _column(record: ArrayRecord, name: str) -> NDArray[np.int64]:
     column: NDArray[np.int64] = _decode(name, record[name]) if name in record else np.empty(0, np.int64)
-    if column.dtype != np.int64 or column.ndim != 1 or (name != "node_ids" and (column < 0).any()):
+    if column.dtype != np.int64 or column.ndim != 1 or (column < 0).any():
         raise WireError(f"{name} of an enrolment must be counts, got {column.dtype} of shape {column.shape}")
     return column
 

@@ -19,11 +19,11 @@ class Cohort:
     """Who takes part in a round.
 
     Attributes:
-        nodes: Flower's ids of the sampled nodes, int64 [nodes].
+        nodes: Flower's ids of the sampled nodes, uint64 [nodes].
         sampling_rate: Chance of each of their users in the role to take part.
     """
 
-    nodes: NDArray[np.int64]
+    nodes: NDArray[np.uint64]
     sampling_rate: float
 
 
@@ -32,11 +32,11 @@ class Members:
     """Nodes that hold users in one role, in the order of their names.
 
     Attributes:
-        nodes: Flower's ids, int64 [nodes].
+        nodes: Flower's ids, uint64 [nodes].
         users: Users in the role on each, int64 [nodes].
     """
 
-    nodes: NDArray[np.int64]
+    nodes: NDArray[np.uint64]
     users: NDArray[np.int64]
 
     def __len__(self) -> int:

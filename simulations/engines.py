@@ -89,7 +89,7 @@ def node_count(settings: Settings) -> int:
 
 def nodes_by_id(settings: Settings, count: int, node_ids: NDArray[np.int64]) -> Nodes:
     """Return some of ``count`` simulated nodes by their Flower ids, counted from 1."""
-    return simulated_nodes(settings, count, node_ids - 1, node_ids)
+    return simulated_nodes(settings, count, node_ids - 1, node_ids.astype(np.uint64))
 
 
 def _server_context(settings: Settings) -> Context:

@@ -64,7 +64,7 @@ def test_answers_survive_the_trip() -> None:
 
 def an_enrollment(scale: RatingScale | None = None, **columns: np.ndarray) -> Enrollment:
     values = {
-        "node_ids": np.array([7, -3]),
+        "node_ids": np.array([7, 2**63 + 5], dtype=np.uint64),
         "names": np.array(["site", "Stätte 2"]),
         "training_users": np.array([5, 0]),
         "validation_users": np.array([1, 4]),
@@ -77,7 +77,7 @@ def an_enrollment(scale: RatingScale | None = None, **columns: np.ndarray) -> En
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"node_ids": np.array([1])}, "must name its nodes and give an id and two counts for each"),
+        ({"node_ids": np.array([1], dtype=np.uint64)}, "must name its nodes and give an id and two counts for each"),
         ({"training_users": np.array([1, -1])}, "training_users of an enrolment must be counts, got int64"),
         ({"validation_users": np.array([1.0, 2.0])}, "validation_users of an enrolment must be counts, got float64"),
         ({"names": np.array(["a", "b\nc"])}, "must name its nodes"),
