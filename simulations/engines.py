@@ -37,9 +37,13 @@ logger = logging.getLogger(__name__)
 
 def run_in_process(settings: Settings) -> None:
     """Run the federation in this process: the grid answers for all nodes of a message with one computation."""
+    server_app(in_process_grid(settings), _server_context(settings))
+
+
+def in_process_grid(settings: Settings) -> InProcessGrid:
+    """Return the grid that answers for all nodes of a simulated federation."""
     nodes = node_count(settings)
-    grid = InProcessGrid(load_learner(settings), nodes, lambda node_ids: nodes_by_id(settings, nodes, node_ids))
-    server_app(grid, _server_context(settings))
+    return InProcessGrid(load_learner(settings), nodes, lambda node_ids: nodes_by_id(settings, nodes, node_ids))
 
 
 def run_on_ray(settings: Settings) -> None:

@@ -1,0 +1,123 @@
+"""Many messages and replies: none exists before its turn, none is kept after it."""
+
+import weakref
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pytest
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from client.data_source import load_learner
+from client.node import Nodes
+from metarec_shared import wire
+from metarec_shared.broadcast import Broadcast
+from metarec_shared.exchange import TrainRequest
+from metarec_shared.sources import load_item_features
+from server.delivery import MOST_IN_FLIGHT, REFILL, deliver
+from simulations.engines import nodes_by_id
+from simulations.grid import InProcessGrid
+from tests.small import small_settings
+
+
+class CountingGrid(InProcessGrid):
+    """Answers half of what is open at every pull, and remembers the most that was open."""
+
+    def __init__(self) -> None:
+        learner = load_learner(small_settings())
+        super().__init__(learner, 60, lambda ids: nodes_by_id(learner.settings, 60, ids), fold=False)
+        self.open, self.most, self.pushed = 0, 0, 0
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        identifiers = list(super().push_messages(messages))
+        self.pushed = max(self.pushed, len(identifiers))
+        self.open += len(identifiers)
+        self.most = max(self.most, self.open)
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        identifiers = list(message_ids)
+        for reply in super().pull_messages(identifiers[: max(1, len(identifiers) // 2)]):
+            self.open -= 1
+            yield reply
+
+
+def a_question(**values: object) -> RecordDict:
+    settings = small_settings(**values)
+    learner = load_learner(settings)
+    request = TrainRequest(round_number=1, sampling_rate=1.0, rating_scale=None, catalogue=learner.catalogue)
+    parameters = {name: value.detach() for name, value in learner.model.named_parameters()}
+    return wire.pack_request(request, wire.pack_parameters(parameters))
+
+
+def test_messages_of_a_broadcast_share_their_content_and_are_made_one_by_one() -> None:
+    InProcessGrid(load_learner(small_settings()), 60, lambda ids: nodes_by_id(small_settings(), 60, ids))
+    content = a_question()
+    broadcast = Broadcast(content=content, nodes=range(1, 10**9), kind="train", group_id="3")
+    assert len(broadcast) == 10**9 - 1
+    messages = iter(broadcast)
+    first, second = next(messages), next(messages)
+    assert first.content is second.content is content
+    assert (first.metadata.dst_node_id, second.metadata.dst_node_id, second.metadata.group_id) == (1, 2, "3")
+    assert [len(window) for window in Broadcast(content=content, nodes=range(7), kind="train").windows(3)] == [3, 3, 1]
+
+
+def test_questions_are_pushed_as_replies_make_room() -> None:
+    grid = CountingGrid()
+    nodes = np.tile(np.arange(1, 61), 12)
+    replies = deliver(grid, Broadcast(content=a_question(), nodes=nodes, kind="train"), timeout=100.0)
+    assert sum(1 for _ in replies) == 720
+    assert grid.most <= MOST_IN_FLIGHT < 720
+    assert grid.pushed == REFILL
+
+
+def test_the_server_holds_one_reply_at_a_time() -> None:
+    learner = load_learner(small_settings())
+    grid = InProcessGrid(learner, 60, lambda ids: nodes_by_id(learner.settings, 60, ids), fold=False)
+    living: list[weakref.ref[Message]] = []
+    most = 0
+    for reply in deliver(grid, Broadcast(content=a_question(), nodes=range(1, 61), kind="train"), timeout=100.0):
+        living.append(weakref.ref(reply))
+        most = max(most, sum(reference() is not None for reference in living))
+    assert len(living) == 60
+    assert most <= 2  # the one at hand, and the one before it until the loop's name moves on
+
+
+def test_only_nodes_that_a_message_goes_to_are_loaded() -> None:
+    settings, loaded = small_settings(), []
+
+    def load(node_ids: np.ndarray) -> Nodes:
+        loaded.extend(node_ids.tolist())
+        return nodes_by_id(settings, 60, node_ids)
+
+    grid = InProcessGrid(load_learner(settings), 10**9, load)
+    assert grid.get_node_ids() == range(1, 10**9 + 1)
+    broadcast = Broadcast(content=a_question(), nodes=np.array([3, 7]), kind="train")
+    (reply,) = deliver(grid, broadcast, timeout=10.0)
+    assert reply.content.metric_records["numbers"]["nodes"] == 2
+    assert loaded == [3, 7]
+
+
+def test_a_broadcast_to_nobody_has_no_reply() -> None:
+    grid = InProcessGrid(load_learner(small_settings()), 60, lambda ids: nodes_by_id(small_settings(), 60, ids))
+    assert list(deliver(grid, Broadcast(content=RecordDict(), nodes=(), kind="evaluate"), timeout=1.0)) == []
+
+
+class SilentGrid(CountingGrid):
+    """Never answers."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        return iter(())
+
+
+def test_nobody_is_waited_for_longer_than_the_timeout() -> None:
+    grid: Grid = SilentGrid()
+    assert list(deliver(grid, Broadcast(content=a_question(), nodes=range(1, 61), kind="train"), timeout=0.3)) == []
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_rounded_updates_are_never_folded(bits: int) -> None:
+    settings = small_settings(traffic__update_bits=bits)
+    grid = InProcessGrid(load_learner(settings), 60, lambda ids: nodes_by_id(settings, 60, ids))
+    assert not grid.folds_replies
+    assert load_item_features(settings).fingerprint

@@ -1,0 +1,32 @@
+"""What must import where little is installed."""
+
+import subprocess
+import sys
+
+CORE = (
+    "metarec_shared.meta_gradient, metarec_shared.candidates, metarec_shared.memory, metarec_shared.quantization, "
+    "metarec_shared.evaluation, metarec_shared.checkpoint, client.meta_update, client.learner, client.recommend"
+)
+
+
+def test_the_engines_core_imports_and_works_without_flower() -> None:
+    program = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("flwr", "ray", "grpc"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+import {CORE}
+from metarec_shared.settings import Settings
+from simulations.benchmarks.cohort import make_cohort
+from metarec_shared.meta_gradient import cohort_meta_gradient
+cohort = make_cohort(Settings(), 3, items=60, text_width=8)
+for clip in (0.0, 1.0):
+    found = cohort_meta_gradient(cohort.model, [(cohort.tasks, cohort.weights)], cohort.id_mask, clip_norm=clip)
+    assert len(found.losses) == 3
+print("works")
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip() == "works"
