@@ -56,6 +56,9 @@ def simulate(
     one_node_per_user: Annotated[bool, typer.Option("--one-node-per-user", help="The default.")] = False,
     device: Annotated[Device | None, typer.Option(help="Where tensors live.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of every draw, the split of users included.")] = None,
+    memory_gb: Annotated[
+        float | None, typer.Option(min=0, help="Memory the process may take; larger cohorts are computed in parts.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     hold_out_items: Annotated[
         float | None, typer.Option(min=0, max=0.9, help="Share of items hidden from training, for cold-item.")
@@ -72,6 +75,7 @@ def simulate(
         "run.out": None if out is None else str(out),
         "run.device": None if device is None else device.value,
         "run.seed": seed,
+        "run.memory-gb": memory_gb,
         "run.resume": resume or None,
         "federation.nodes": 0 if one_node_per_user else nodes,
         "data.hold-out-items": hold_out_items,

@@ -47,9 +47,10 @@ class Federation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One run: seconds of its rounds and of enrolment, and peak resident memory in GB."""
+    """One run: seconds of its rounds and of enrolment, users of a round, and peak resident memory in GB."""
 
     rounds: list[float]
+    users: float
     enrolment: float
     gigabytes: float
 
@@ -97,9 +98,14 @@ def run(federation: Federation, data: Path, rounds: int) -> Measured:
         enroll_nodes(grid, settings, public)
         enrolment = time.perf_counter() - began
         run_in_process(settings)
-        seconds = [float(line["seconds"]) for line in read_metrics(Path(name) / METRICS_FILE)]
+        lines = read_metrics(Path(name) / METRICS_FILE)[1:]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Measured(rounds=seconds[1:], enrolment=enrolment, gigabytes=peak / 1e9)
+    return Measured(
+        rounds=[float(line["seconds"]) for line in lines],
+        users=statistics.mean(line["users"] for line in lines),
+        enrolment=enrolment,
+        gigabytes=peak / 1e9,
+    )
 
 
 def measure(federations: list[Federation], rounds: int, turns: int) -> list[Measured]:
@@ -119,6 +125,7 @@ def measure(federations: list[Federation], rounds: int, turns: int) -> list[Meas
     return [
         Measured(
             rounds=[second for measured in each for second in measured.rounds],
+            users=statistics.mean(measured.users for measured in each),
             enrolment=statistics.median(measured.enrolment for measured in each),
             gigabytes=max(measured.gigabytes for measured in each),
         )
@@ -138,9 +145,16 @@ def tables(largest: int, cohort: int, items: int, history: int) -> dict[str, lis
     }
 
 
+def _reference(grows: str, federations: list[Federation]) -> int:
+    """Return which row the others are compared with: in the table of devices that of 10,000, else the first."""
+    return min(
+        range(len(federations)), key=lambda row: abs(federations[row].devices - 10_000) if grows == "devices" else 0
+    )
+
+
 def figures_of(grows: str, federations: list[Federation], found: list[Measured]) -> list[dict[str, Any]]:
     """Return the rows of a table as they stand in the JSON file."""
-    base = statistics.median(found[0].rounds)
+    base = statistics.median(found[_reference(grows, federations)].rounds)
     rows = []
     for federation, measured in zip(federations, found, strict=True):
         seconds = statistics.median(measured.rounds)
@@ -149,8 +163,8 @@ def figures_of(grows: str, federations: list[Federation], found: list[Measured])
                 **asdict(federation),
                 "grows": grows,
                 "seconds_a_round": seconds,
-                "ratio_to_first": seconds / base,
-                "microseconds_a_user": 1e6 * seconds / federation.cohort,
+                "ratio": seconds / base,
+                "microseconds_a_user": 1e6 * seconds / measured.users,
                 "enrolment_seconds": measured.enrolment,
                 "peak_gb": measured.gigabytes,
             }
@@ -178,7 +192,7 @@ def main(
         part = figures_of(grows, federations, measure(federations, rounds, turns))
         rows += part
         columns = ("devices", "cohort", "items", "history", "s a round", "ratio", "us a user", "enrolment s", "peak GB")
-        keys = ("seconds_a_round", "ratio_to_first", "microseconds_a_user", "enrolment_seconds", "peak_gb")
+        keys = ("seconds_a_round", "ratio", "microseconds_a_user", "enrolment_seconds", "peak_gb")
         cells = [[f"{row[name]:,}" for name in columns[:4]] + [row[key] for key in keys] for row in part]
         print_table(f"What grows: {grows}", columns, cells, machine())
     write_figures(json_file, {"rows": json.loads(json.dumps(rows))})
