@@ -46,6 +46,7 @@ class Learner:
         self.settings = settings
         self.catalogue = catalogue
         self.device = resolve_device(settings.run.device)
+        torch.set_flush_denormal(True)  # softmax over a catalogue is full of numbers that a CPU is slow with
         self.model = initial_model(settings, text).to(self.device)
         names = [name for name, _ in self.model.named_parameters()]
         self.released = released_names(settings, names)

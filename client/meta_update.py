@@ -18,7 +18,7 @@ from client.learner import Learner
 from client.node import Drawn, Nodes
 from metarec_shared.errors import NodeError
 from metarec_shared.evaluation import batched, cold_user_tasks, evaluate, model_scorer
-from metarec_shared.exchange import EvaluateRequest, Evaluation, MetaUpdate, Parameters, TrainRequest
+from metarec_shared.exchange import EvaluateRequest, Evaluation, MetaUpdate, Parameters, TrainRequest, all_finite
 from metarec_shared.meta_gradient import Batch
 from metarec_shared.tasks import TaskBatch
 
@@ -49,7 +49,7 @@ def meta_update(learner: Learner, parameters: Parameters, nodes: Nodes, request:
 
     found = learner.meta_gradient(batches_of, request.round_number)
     loss = found.losses.double().sum().cpu()
-    if not all(bool(value.isfinite().all()) for value in (loss, *found.gradients.values())):
+    if not (loss.isfinite() and all_finite(found.gradients.values())):
         raise NodeError("the meta-update is not finite")
     return MetaUpdate(
         gradients=found.gradients,

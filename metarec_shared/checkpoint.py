@@ -128,8 +128,7 @@ def load_parameters(
         if own[name].shape != value.shape:
             raise error(f"parameter {name}: got shape {tuple(value.shape)}, wanted {tuple(own[name].shape)}")
     with torch.no_grad():
-        for name, value in parameters.items():
-            own[name].copy_(value)
+        torch._foreach_copy_([own[name] for name in parameters], list(parameters.values()))
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:

@@ -1,8 +1,10 @@
 """What server and nodes say to each other, free of any transport; ``wire`` turns it into Flower messages and back."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -118,3 +120,9 @@ class Evaluation:
     sums: dict[str, float]
     users: int
     nodes: int
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether every value is finite, of many tensors at once; false too where a norm overflows."""
+    norms = torch._foreach_norm([tensor.detach() for tensor in tensors])
+    return bool(torch.stack(list(norms)).isfinite().all())

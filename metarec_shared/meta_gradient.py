@@ -29,6 +29,7 @@ USERS_CLIPPED_AT_ONCE = 64
 
 _ITEM_LAYERS = ("projection.", "item_ids", "item_norm.")
 _RAW_RATES = "adaptation.raw_rates"
+_BIAS = "item_bias"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ def cohort_meta_gradient(
         candidates: Items of the softmax, where inner loop and query loss are not over the whole catalogue; only for an
             inner loop in closed form, and without clipping.
     """
-    sums = _Sums.zero(model, released)
+    sums = _Sums.of(model, released)
     if not isinstance(model.adaptation, ClosedForm):
         for tasks, weights in batches:
             _add_own_parameters(model, sums, tasks, weights, id_mask, clip_norm)
@@ -139,24 +140,28 @@ class _Sums:
     """What has been added up so far."""
 
     parameters: dict[str, nn.Parameter]
-    gradients: dict[str, Tensor]
+    gradients: dict[str, Tensor] = field(default_factory=dict)
     losses: list[Tensor] = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def zero(cls, model: BertRecommender, released: Sequence[str] | None) -> "_Sums":
-        parameters = {name: p for name, p in model.named_parameters() if released is None or name in released}
-        return cls(parameters=parameters, gradients={name: torch.zeros_like(p) for name, p in parameters.items()})
+    def of(cls, model: BertRecommender, released: Sequence[str] | None) -> "_Sums":
+        return cls(parameters={name: p for name, p in model.named_parameters() if released is None or name in released})
 
     def add(self, names: Iterable[str], gradients: Iterable[Tensor | None]) -> None:
+        """Add gradients; those of parameters that are not released, or None, are passed over."""
         for name, gradient in zip(names, gradients, strict=True):
-            if gradient is not None:
-                self.gradients[name] += gradient
+            if gradient is not None and name in self.parameters:
+                before = self.gradients.get(name)
+                self.gradients[name] = gradient if before is None else before + gradient
 
     def result(self) -> MetaGradient:
         none = torch.zeros(0)
         return MetaGradient(
-            gradients=self.gradients,
+            gradients={
+                name: self.gradients[name] if name in self.gradients else torch.zeros_like(value)
+                for name, value in self.parameters.items()
+            },
             losses=torch.cat(self.losses) if self.losses else none,
             norms=torch.cat(self.norms) if self.norms else None,
         )
@@ -175,7 +180,7 @@ class _ClosedForm:
         self._body = {
             name: value
             for name, value in sums.parameters.items()
-            if not name.startswith(_ITEM_LAYERS) and name != "item_bias"
+            if not name.startswith(_ITEM_LAYERS) and name != _BIAS
         }
         self._released = frozenset(self._body.values())
         self.vectors = torch.zeros_like(E)
@@ -193,7 +198,7 @@ class _ClosedForm:
         self.vectors += part.vectors
         if of_rows is not None:
             self.vectors.index_add_(0, tasks.support.flatten(), of_rows.flatten(0, 1))
-        self._add_bias(part.bias)
+        self._sums.add([_BIAS], [part.bias])
 
     def sampled(self, tasks: TaskBatch, weights: Tensor, candidates: Candidates) -> None:
         bias = self._model.item_bias
@@ -210,7 +215,7 @@ class _ClosedForm:
         assert of_vectors is not None
         assert of_bias is not None
         self.vectors += of_vectors
-        self._add_bias(of_bias)
+        self._sums.add([_BIAS], [of_bias])
 
     def clipped(self, tasks: TaskBatch, weights: Tensor) -> None:
         """Add users clipped: norms from a first way back, the sum of the clipped gradients from a second."""
@@ -251,8 +256,8 @@ class _ClosedForm:
         layers_only = {name: value for name, value in self._body.items() if name != _RAW_RATES}
         scaled = [(h, part.h * scale[:, None]), (own, part.rates * scale[:, None, None])]
         self._sums.add(layers_only, _differentiate(scaled, list(layers_only.values())))
-        if of_raw is not None and _RAW_RATES in self._body:
-            self._sums.gradients[_RAW_RATES] += torch.tensordot(scale, of_raw, dims=1)
+        if of_raw is not None:
+            self._sums.add([_RAW_RATES], [torch.tensordot(scale, of_raw, dims=1)])
 
     def _own_rates(self, users: int) -> tuple[Tensor | None, Tensor]:
         """Return a copy of the raw inner learning rates for each user (None where they are fixed), and the rates."""
@@ -276,11 +281,7 @@ class _ClosedForm:
         right = factors.right * scale[:, None]
         self.vectors.addmm_(factors.left.flatten(0, 1).T, right.flatten(0, 1))
         self.vectors.index_add_(0, single.items.flatten(), (single.values * scale[:, None, None]).flatten(0, 1))
-        self._add_bias(scale @ factors.left[-factors.scored :].sum(dim=0))
-
-    def _add_bias(self, bias: Tensor) -> None:
-        if "item_bias" in self._sums.gradients:
-            self._sums.gradients["item_bias"] += bias
+        self._sums.add([_BIAS], [scale @ factors.left[-factors.scored :].sum(dim=0)])
 
 
 def _differentiate(

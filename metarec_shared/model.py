@@ -79,7 +79,7 @@ class BertRecommender(nn.Module):
 
     def encode(self, tasks: TaskBatch, E: Float[Tensor, "items width"]) -> Float[Tensor, "users width"]:
         """Read the support sets; return BERT's output at the state token."""
-        return self.read(tasks, E[tasks.support])
+        return self.read(tasks, E[tasks.support], joined=not torch.is_grad_enabled())
 
     def read(
         self, tasks: TaskBatch, rows: Float[Tensor, "users support width"], *, joined: bool = False

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import DataError
 from metarec_shared.interactions import Interactions
-from metarec_shared.randomness import generator, user_keys
+from metarec_shared.randomness import generator, uniforms, user_keys
 from metarec_shared.settings import TaskSettings
 from metarec_shared.split import Role, roles
 from metarec_shared.tasks import Task, TaskBatch, draw_training_tasks, feedback_levels
@@ -54,6 +54,14 @@ class Population:
         """Return the users in ``role`` (None: all) with a history of at least ``shortest``, int64 positions."""
         chosen = self.interactions.lengths >= shortest
         return np.flatnonzero(chosen if role is None else chosen & (self.roles == role))
+
+    def judged(self, role: Role, most: int) -> NDArray[np.int64]:
+        """Return the users in ``role`` that are evaluated: of more than ``most`` a sample, the same one every time."""
+        users = self.users(role)
+        if len(users) <= most:
+            return users
+        order = np.argsort(uniforms(self.keys[users], self.seed, "judged"), kind="stable")
+        return np.sort(users[order[:most]])
 
     def item_counts(self, users: NDArray[np.int64], catalogue_size: int) -> NDArray[np.int64]:
         """Return how many of ``users`` interacted with each item, int64 [items]."""

@@ -6,7 +6,7 @@ up, "parameters" (an ArrayRecord) where parameters travel.
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal, TypeVar
 
@@ -25,6 +25,7 @@ from metarec_shared.exchange import (
     MetaUpdate,
     Parameters,
     TrainRequest,
+    all_finite,
 )
 from metarec_shared.quantization import checked, dequantize, quantize
 from metarec_shared.split import Role
@@ -276,12 +277,6 @@ def unpack_evaluation(content: RecordDict) -> Evaluation:
     users, nodes, *sums = _numbers(content, "users", "nodes", *names)
     values = {name.removeprefix("sum "): value for name, value in zip(names, sums, strict=True)}
     return Evaluation(sums=values, users=int(users), nodes=int(nodes))
-
-
-def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """Return whether every value is finite, of many tensors at once; false also where a norm exceeds float32."""
-    norms = torch._foreach_norm([tensor.detach() for tensor in tensors])
-    return bool(torch.stack(list(norms)).isfinite().all())
 
 
 def content_bytes(content: RecordDict) -> int:

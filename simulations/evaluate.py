@@ -84,7 +84,7 @@ def evaluate_cold_users(
         for chosen in (available if order is None else (order,))
         for support in supports
     ]
-    tuned = tuned_baselines(subject.population, subject.items, cells, say) if subject.own else {}
+    tuned = tuned_baselines(subject.population, subject.items, cells, sizes.users, say) if subject.own else {}
     figures = []
     for cell in cells:
         block = cold_user(subject.population, subject.users, cell, {**subject.methods, **tuned.get(cell, {})})
@@ -113,7 +113,7 @@ def evaluate_cold_items(
     if dataset.catalogue.fingerprint != checkpoint.items.catalogue.fingerprint:
         raise DataError("cold-item evaluates a run on the data it was trained on; this is other data")
     population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
-    users = population.users(Role.TEST)
+    users = population.judged(Role.TEST, settings.evaluation.users)
     who = f"the run's {len(users)} test users"
     say(f"evaluating {who}, never seen in meta-training")
     cells = []
@@ -142,7 +142,7 @@ def _own_data(run: Path, checkpoint: Checkpoint, settings: Settings) -> _Subject
         return None
     dataset = load_training_dataset(settings)
     population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
-    users = population.users(Role.TEST)
+    users = population.judged(Role.TEST, settings.evaluation.users)
     ablation = run / ABLATION_FOLDER
     return _Subject(
         population=population,

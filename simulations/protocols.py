@@ -84,12 +84,20 @@ def cold_user(population: Population, users: NDArray[np.int64], cell: Cell, meth
 
 
 def tuned_baselines(
-    population: Population, items: int, cells: Sequence[Cell], say: Say
+    population: Population, items: int, cells: Sequence[Cell], judged: int, say: Say
 ) -> dict[Cell, dict[str, Scorer]]:
-    """Fit the centralized baselines on meta-training users and tune them on validation users, for each cell."""
+    """Fit the centralized baselines on meta-training users and tune them on validation users, for each cell.
+
+    Args:
+        population: Everybody's histories.
+        items: Size of the catalogue.
+        cells: What is tuned for.
+        judged: Validation users at most.
+        say: Told, in a line each, what happens next.
+    """
     train = population.interactions.take(population.users(Role.TRAINING))
     popularity = fit_popularity(train, items)
-    validations = {cell: v for cell in cells if (v := _validation(population, cell)) is not None}
+    validations = {cell: v for cell in cells if (v := _validation(population, cell, judged)) is not None}
     methods: dict[Cell, dict[str, Scorer]] = {cell: {"popularity": baseline_scorer(popularity)} for cell in cells}
     if len(validations) < len(cells):
         say("too few validation users are long enough to tune item-kNN and EASE everywhere; they are left out there")
@@ -104,9 +112,9 @@ def tuned_baselines(
     return methods
 
 
-def _validation(population: Population, cell: Cell) -> Validation | None:
+def _validation(population: Population, cell: Cell, judged: int) -> Validation | None:
     """Return nDCG@k on the cell's validation users; None where nobody enters."""
-    users = population.users(Role.VALIDATION)
+    users = population.judged(Role.VALIDATION, judged)
     tasks = cold_user_tasks(population, users, cell.order, cell.support, cell.query, population.rating_scale)
     if not tasks:
         return None

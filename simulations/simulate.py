@@ -71,14 +71,14 @@ def evaluate_run(
     """Evaluate a run on its test users: cold users in every order, cold items where items were held out."""
     dataset = load_training_dataset(settings)
     population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
-    users = population.users(Role.TEST)
     sizes = settings.evaluation
+    users = population.judged(Role.TEST, sizes.users)
     result: dict[str, Any] = {"cold_user": {"random": None, "time": None}, "cold_item": None}
     cells = [
         Cell(order=order, support=sizes.support, query=sizes.query, k=sizes.k)
         for order in orders_of(dataset.interactions)
     ]
-    tuned = tuned_baselines(population, len(dataset.catalogue), cells, say) if baselines else {}
+    tuned = tuned_baselines(population, len(dataset.catalogue), cells, sizes.users, say) if baselines else {}
     methods = model_methods(checkpoint, ablation)
     for cell in cells:
         say(f"evaluating {len(users)} test users, {cell.order} order")
@@ -86,7 +86,9 @@ def evaluate_run(
     if settings.data.hold_out_items:
         whole = load_dataset(settings)
         everything = Population.of(whole.interactions, checkpoint.rating_scale, settings.run.seed)
-        result["cold_item"] = cold_item(checkpoint, everything, everything.users(Role.TEST), sizes.support, sizes.k)
+        result["cold_item"] = cold_item(
+            checkpoint, everything, everything.judged(Role.TEST, sizes.users), sizes.support, sizes.k
+        )
     return result
 
 

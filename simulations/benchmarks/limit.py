@@ -8,6 +8,8 @@ shapes and strides, which gives this machine's rate on the shapes that occur. Th
 products over the time of the round. A profile lists what else takes time. With ``--clip-norm`` users are clipped.
 """
 
+import cProfile
+import pstats
 import statistics
 import tempfile
 from collections import Counter
@@ -38,6 +40,21 @@ USERS = 2000
 LISTED_SHARE = 0.02
 _aten = torch.ops.aten
 _PRODUCTS = (_aten.mm, _aten.addmm, _aten.bmm, _aten.addmm_, _aten.baddbmm, _aten.addmv_)
+
+
+_PURPOSES = {
+    "packing, unpacking, Flower's messages": (
+        "/flwr/",
+        "wire.py",
+        "delivery.py",
+        "broadcast.py",
+        "grid.py",
+        "exchange.py",
+    ),
+    "drawing tasks": ("tasks.py", "population.py", "randomness.py", "node.py", "numpy"),
+    "torch's and transformers' Python": ("/torch/", "/transformers/", "user_encoder.py"),
+    "torch's operations": ("~ <built-in method torch", "~ <method", "~ <built-in method _foreach"),
+}
 
 
 class Product(NamedTuple):
@@ -93,27 +110,48 @@ def make_round(settings: Settings) -> Callable[[int], object]:
 
 def seconds_of(product: Product, device: torch.device, repetitions: int = 7) -> float:
     """Return the median seconds of one bare product."""
-    left, right = (
-        torch.randn(max(1, 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))), device=device).as_strided(
-            size, stride
-        )
-        for size, stride in product
-    )
-    work = lambda: left @ right  # noqa: E731
-    work()
-    return statistics.median(timed(work, device) for _ in range(repetitions))
+    left, right = _like(*product.left, device), _like(*product.right, device)
+    torch.matmul(left, right)
+    return statistics.median(timed(partial(torch.matmul, left, right), device) for _ in range(repetitions))
+
+
+def _like(size: tuple[int, ...], stride: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return a random tensor of this size and these strides."""
+    extent = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    return torch.randn(max(1, extent), device=device).as_strided(size, stride)
 
 
 def profile_of(one_round: Callable[[int], object], rounds: range, device: torch.device) -> list[dict[str, Any]]:
     """Return the share of a round's time that each kind of operation takes, the largest first."""
     cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:  # type: ignore[no-untyped-call]
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
         seconds = timed(lambda: [one_round(number) for number in rounds], device)
     key = "self_device_time_total" if cuda else "self_cpu_time_total"
     shares = {event.key: getattr(event, key) / 1e6 / seconds for event in profiler.key_averages()}
     shares["Python, NumPy, Flower's messages"] = max(0.0, 1.0 - sum(shares.values()))
     found = sorted(shares.items(), key=lambda pair: -pair[1])
     return [{"operation": name, "share": share} for name, share in found if share >= LISTED_SHARE]
+
+
+def python_profile_of(one_round: Callable[[int], object], rounds: range) -> list[dict[str, Any]]:
+    """Return the share of a round's time by what it is spent for, as Python sees it, which inflates Python's own."""
+    profiler = cProfile.Profile()
+    profiler.enable()
+    for number in rounds:
+        one_round(number)
+    profiler.disable()
+    seconds: Counter[str] = Counter()
+    for (file, _, name), (_, _, own, *_) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
+        seconds[_purpose(f"{file} {name}")] += own
+    return [{"purpose": name, "share": value / seconds.total()} for name, value in seconds.most_common()]
+
+
+def _purpose(place: str) -> str:
+    """Return what a function is for, by its file and name."""
+    for purpose, parts in _PURPOSES.items():
+        if any(part in place for part in parts):
+            return purpose
+    return "the engine's Python, and the rest"
 
 
 def measure(settings: Settings, rounds: int) -> dict[str, Any]:
@@ -138,6 +176,7 @@ def measure(settings: Settings, rounds: int) -> dict[str, Any]:
         "fraction": bare / seconds,
         "peak_mb": peak_bytes(lambda: one_round(4 + rounds), device) / 1e6,
         "profile": profile_of(one_round, range(5 + rounds, 5 + 2 * rounds), device),
+        "python_profile": python_profile_of(one_round, range(5 + 2 * rounds, 5 + 3 * rounds)),
     }
 
 
@@ -169,6 +208,8 @@ def main(
     print_table(f"A round of about {cohort} users", ("what", "value"), rows, machine())
     parts = [(part["operation"], part["share"]) for part in figures["profile"]]
     print_table(f"Where a round's time goes (parts above {LISTED_SHARE:.0%})", ("operation", "share"), parts)
+    purposes = [(part["purpose"], part["share"]) for part in figures["python_profile"]]
+    print_table("The same, as Python's profiler sees it", ("purpose", "share"), purposes)
     write_figures(json_file, figures)
 
 
