@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metarec_shared.candidates import Candidates, draw_candidates
 from metarec_shared.checkpoint import load_parameters
-from metarec_shared.device import resolve_device
+from metarec_shared.device import resolve_device, tiny_numbers_flushed
 from metarec_shared.errors import NodeError, WireError
 from metarec_shared.exchange import Parameters
 from metarec_shared.initialization import initial_model, released_names, travelling_names
@@ -46,7 +46,6 @@ class Learner:
         self.settings = settings
         self.catalogue = catalogue
         self.device = resolve_device(settings.run.device)
-        torch.set_flush_denormal(True)  # softmax over a catalogue is full of numbers that a CPU is slow with
         self.model = initial_model(settings, text).to(self.device)
         names = [name for name, _ in self.model.named_parameters()]
         self.released = released_names(settings, names)
@@ -138,7 +137,8 @@ class Learner:
         return each, max(few - _PROBES[0] * each, 0.0)
 
     def _cohort(self, batches: Iterable[Batch], round_number: int) -> MetaGradient:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.run.precision == "bfloat16"):
+        fast = self.settings.run.precision == "bfloat16"
+        with tiny_numbers_flushed(), torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
             return cohort_meta_gradient(
                 self.model,
                 batches,

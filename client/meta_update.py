@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from client.learner import Learner
 from client.node import Drawn, Nodes
+from metarec_shared.device import tiny_numbers_flushed
 from metarec_shared.errors import NodeError
 from metarec_shared.evaluation import batched, cold_user_tasks, evaluate, model_scorer
 from metarec_shared.exchange import EvaluateRequest, Evaluation, MetaUpdate, Parameters, TrainRequest, all_finite
@@ -71,7 +72,8 @@ def evaluate_nodes(learner: Learner, parameters: Parameters, nodes: Nodes, reque
     batches = _evaluation_batches(learner, nodes, request)
     if not batches:
         return Evaluation(sums={}, users=0, nodes=len(nodes))
-    metrics = evaluate(model_scorer(learner.model, adapt=request.adapt), batches, learner.settings.evaluation.k)
+    with tiny_numbers_flushed():
+        metrics = evaluate(model_scorer(learner.model, adapt=request.adapt), batches, learner.settings.evaluation.k)
     return Evaluation(
         sums={name: float(values.sum()) for name, values in metrics.items() if name != "auc"},
         users=sum(len(batch) for batch in batches),

@@ -21,6 +21,16 @@ def resolve_device(name: str) -> torch.device:
 
 
 @contextlib.contextmanager
+def tiny_numbers_flushed() -> Iterator[None]:
+    """Take denormal numbers for zero: the softmax of a catalogue is full of them, and a CPU is slow with each."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Compute in one thread: where matrices are small, more threads cost more than they bring."""
     threads = torch.get_num_threads()

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from metarec_shared.adaptation import Adaptation, build_adaptation
+from metarec_shared.adaptation import Adaptation, ClosedForm, build_adaptation
 from metarec_shared.inner_loop import Items, scores
 from metarec_shared.settings import AdaptationSettings, ModelSettings
 from metarec_shared.tasks import FEEDBACK_LEVELS, TaskBatch
@@ -79,7 +79,8 @@ class BertRecommender(nn.Module):
 
     def encode(self, tasks: TaskBatch, E: Float[Tensor, "items width"]) -> Float[Tensor, "users width"]:
         """Read the support sets; return BERT's output at the state token."""
-        return self.read(tasks, E[tasks.support], joined=not torch.is_grad_enabled())
+        joined = isinstance(self.adaptation, ClosedForm) and not torch.is_grad_enabled()
+        return self.read(tasks, E[tasks.support], joined=joined)
 
     def read(
         self, tasks: TaskBatch, rows: Float[Tensor, "users support width"], *, joined: bool = False
