@@ -20,6 +20,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
+from flwr.app import ConfigRecord
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -100,8 +101,6 @@ def make_round(settings: Settings) -> Callable[[int], object]:
     strategy = FedMAML(settings, roster, optimizer, public.fingerprint)
 
     def one_round(number: int) -> object:
-        from flwr.app import ConfigRecord
-
         messages = strategy.configure_train(number, strategy.arrays(number - 1), ConfigRecord(), grid)
         return strategy.aggregate_train(number, deliver(grid, messages, settings.federation.round_timeout))
 
