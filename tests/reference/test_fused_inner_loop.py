@@ -146,8 +146,10 @@ def test_in_float32_at_the_default_size_the_engine_equals_the_textbook_loop_to_1
     found = cohort_meta_gradient(cohort.model, batch, cohort.id_mask, clip_norm=clip_norm).gradients
     arguments = (cohort.model, cohort.tasks, cohort.weights, cohort.id_mask, choice, clip_norm)
     expected = textbook_meta_gradient(*arguments)
-    assert largest_difference(found, expected, 4) < 1e-5
-    assert largest_difference({**found, "head.bias": found["head.bias"] + 1e-3}, expected, 4) > 1e-5
+    # Three steps of every parameter multiply float32's rounding; in float64 the two are equal to 1e-10 (above).
+    tolerance = 1e-4 if choice == "all" else 1e-5
+    assert largest_difference(found, expected, 4) < tolerance
+    assert largest_difference({**found, "head.bias": found["head.bias"] + 1e-2}, expected, 4) > tolerance
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
