@@ -18,7 +18,7 @@ from client.learner import Learner
 from client.node import Drawn, Nodes
 from metarec_shared.device import tiny_numbers_flushed
 from metarec_shared.errors import NodeError
-from metarec_shared.evaluation import batched, cold_user_tasks, evaluate, model_scorer
+from metarec_shared.evaluation import USERS_AT_ONCE, batched, cold_user_tasks, evaluate, model_scorer
 from metarec_shared.exchange import EvaluateRequest, Evaluation, MetaUpdate, Parameters, TrainRequest, all_finite
 from metarec_shared.meta_gradient import Batch
 from metarec_shared.tasks import TaskBatch
@@ -120,5 +120,5 @@ def _evaluation_batches(learner: Learner, nodes: Nodes, request: EvaluateRequest
                 nodes.population, users, request.order, sizes.support, sizes.query, request.rating_scale, draw
             )
         ]
-        learner.drawn_for_evaluation = (key, batched(tasks))
+        learner.drawn_for_evaluation = (key, batched(tasks, min(USERS_AT_ONCE, learner.users_at_once)))
     return learner.drawn_for_evaluation[1]

@@ -44,9 +44,9 @@ def cold_user_tasks(
     return [population.evaluation_task(int(user), order, support, query, scale, draw) for user in long_enough]
 
 
-def batched(tasks: Sequence[Task]) -> list[TaskBatch]:
+def batched(tasks: Sequence[Task], users_at_once: int = USERS_AT_ONCE) -> list[TaskBatch]:
     """Return tasks padded in batches, as ``evaluate`` takes them; whoever evaluates often makes them once."""
-    return [pad(tasks[start : start + USERS_AT_ONCE]) for start in range(0, len(tasks), USERS_AT_ONCE)]
+    return [pad(tasks[start : start + users_at_once]) for start in range(0, len(tasks), users_at_once)]
 
 
 def evaluate(scorer: Scorer, batches: Sequence[TaskBatch], k: int) -> dict[str, Float[Tensor, " users"]]:

@@ -13,8 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 GB = 10**9
-_UNREPORTED_SHARE = 0.7
+_FREE_SHARE = 0.7
 """Share of the free memory that is taken where nobody sets a bound."""
+
+_TENSOR_SHARE = 0.6
+"""Share of what may be taken that tensors get: the allocator and autograd's graph take the rest. Measured on a CPU: 0.96
+GB of tensors were 1.5 GB of the process."""
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
@@ -44,7 +48,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def room(bound_gb: float, device: torch.device) -> int:
-    """Return the bytes that tensors may still take.
+    """Return the bytes that tensors may still take, with what comes with them.
 
     Args:
         bound_gb: What the process may take in all, in GB; 0: most of what is free.
@@ -55,7 +59,8 @@ def room(bound_gb: float, device: torch.device) -> int:
         taken = torch.cuda.memory_reserved(device)
     else:
         free, taken = _free_bytes(), _resident_bytes()
-    return int(bound_gb * GB) - taken if bound_gb else int(free * _UNREPORTED_SHARE)
+    left = bound_gb * GB - taken if bound_gb else free * _FREE_SHARE
+    return int(left * _TENSOR_SHARE)
 
 
 class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
