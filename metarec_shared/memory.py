@@ -17,7 +17,7 @@ _FREE_SHARE = 0.7
 """Share of the free memory that is taken where nobody sets a bound."""
 
 _TENSOR_SHARE = 0.6
-"""Share of what may be taken that tensors get: the allocator and autograd's graph take the rest. Measured on a CPU: 0.96
+"""Share of what may be taken that tensors get, the allocator and autograd taking the rest. Measured on a CPU: 0.96
 GB of tensors were 1.5 GB of the process."""
 
 
