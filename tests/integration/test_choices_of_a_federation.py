@@ -67,6 +67,12 @@ def test_a_run_of_few_released_parameters_resumes(tmp_path: Path) -> None:
     assert_same(tmp_path / "whole", tmp_path / "broken")
 
 
+def test_a_run_may_be_resumed_with_another_memory_bound(tmp_path: Path) -> None:
+    run(small_settings(run__out=str(tmp_path), federation__rounds=2))
+    run(small_settings(run__out=str(tmp_path), federation__rounds=2, run__resume=True, run__memory_gb=100.0))
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
+
+
 def test_a_beginning_that_no_parameter_has_is_refused() -> None:
     with pytest.raises(
         SettingsError, match="no parameter begins with 'heads'; wanted all, or beginnings such as adapt"
