@@ -37,6 +37,11 @@ _RAW = "metarec.raw"
 
 _DTYPES = frozenset({"float32", "float64", "int8", "int16", "int64", "uint8", "uint64"})
 
+_LONGEST_NAME = 256
+_NEWLINE = 10
+_MOST_USERS = 2**31
+"""Users that one node may claim: sums over any number of nodes stay far from what 64 bits hold."""
+
 _SCALES = "/scales"
 """A quantized tensor travels as two arrays, its codes under its own name and their scales under this ending."""
 
@@ -98,7 +103,10 @@ def _decode(name: str, array: Array) -> NDArray[Any]:
     dtype, shape = np.dtype(array.dtype).newbyteorder("<"), tuple(array.shape)
     if min(shape, default=0) < 0 or len(array.data) != math.prod(shape) * dtype.itemsize:
         raise WireError(f"array {name}: {len(array.data)} bytes cannot hold {array.dtype} of shape {shape}")
-    return np.frombuffer(array.data, dtype).reshape(shape).astype(array.dtype)
+    try:
+        return np.frombuffer(array.data, dtype).reshape(shape).astype(array.dtype)
+    except ValueError as error:  # more dimensions, or longer empty ones, than NumPy has
+        raise WireError(f"array {name}: {len(array.data)} bytes cannot hold {array.dtype} of shape {shape}") from error
 
 
 def pack_request(
@@ -192,27 +200,40 @@ def unpack_enrollment(content: RecordDict, items: int) -> Enrollment:
         WireError: It is not an enrolment over ``items`` items.
     """
     numbers, record = _record(content, "numbers", MetricRecord), _record(content, "arrays", ArrayRecord)
-    names = _names(record)
     node_ids: NDArray[Any] = _decode("node_ids", record["node_ids"]) if "node_ids" in record else np.empty(0)
+    names = _names(record, len(node_ids) if node_ids.ndim else 0)
     training, validation = (_column(record, name) for name in ("training_users", "validation_users"))
     if node_ids.dtype != np.uint64 or any(column.shape != names.shape for column in (node_ids, training, validation)):
         raise WireError("an enrolment must name its nodes and give an id and two counts for each")
+    for name, users in (("training_users", training), ("validation_users", validation)):
+        if users.max(initial=0) > _MOST_USERS:
+            raise WireError(f"{name} of an enrolment must be at most {_MOST_USERS:,}, got {users.max():,}")
+    counts = _item_counts(record, items)
+    if counts.max(initial=0) > training.sum():  # nobody has an item twice
+        raise WireError(f"item_counts exceed the {training.sum():,} meta-training users, got {counts.max():,}")
     return Enrollment(
         node_ids=node_ids,
         training_users=training,
         validation_users=validation,
         names=names,
-        item_counts=_item_counts(record, items),
+        item_counts=counts,
         rating_scale=_scale(numbers.get("rating_scale")),
     )
 
 
-def _names(record: ArrayRecord) -> NDArray[np.str_]:
+def _names(record: ArrayRecord, nodes: int) -> NDArray[np.str_]:
+    """Read as many names as there are nodes; lengths are checked before room is made for all at the longest."""
     column = _decode("names", record["names"]) if "names" in record else np.empty(0, np.float32)
     try:
         if column.dtype != np.uint8 or column.ndim != 1:
             raise WireError(f"the names of an enrolment must be bytes, got {column.dtype} of shape {column.shape}")
-        return np.array(column.tobytes().decode().split("\n"), dtype=np.str_)
+        names = column.tobytes().split(b"\n") if np.count_nonzero(column == _NEWLINE) + 1 == nodes else []
+        longest = max(map(len, names), default=0)
+        if not names:
+            raise WireError("an enrolment must name its nodes and give an id and two counts for each")
+        if longest > _LONGEST_NAME:
+            raise WireError(f"a node's name must have at most {_LONGEST_NAME} bytes, got {longest}")
+        return np.array([name.decode() for name in names], dtype=np.str_)
     except UnicodeDecodeError as error:
         raise WireError(f"the names of an enrolment are no UTF-8 at byte {error.start}") from error
 

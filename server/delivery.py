@@ -22,6 +22,9 @@ MOST_IN_FLIGHT = 512
 REFILL = 64
 """Messages pushed together."""
 
+PATIENCE = 0.05
+"""Share of the timeout after which a message without an answer makes room for another; it is still listened for."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,22 +51,28 @@ def deliver(grid: Grid, messages: Broadcast, timeout: float) -> Iterator[Message
     """Yield the replies to ``messages`` one by one until every node answered or ``timeout`` seconds passed.
 
     A grid that folds takes the broadcast whole. To any other, messages are given as replies make room, so that neither
-    questions nor answers pile up anywhere.
+    questions nor answers pile up anywhere. A node that does not answer keeps its room for a share of the timeout only,
+    and a message that the grid could not take is not waited for.
     """
-    folds = folds_replies(grid)
-    waiting, deadline = len(messages), time.monotonic() + timeout
-    windows: Iterator[Iterable[Message]] = iter([messages]) if folds else messages.windows(REFILL)
-    open_ids: set[str] = set()
-    while waiting > 0:
-        while len(open_ids) <= MOST_IN_FLIGHT - REFILL and (window := next(windows, None)) is not None:
-            open_ids.update(grid.push_messages(window))
+    if not len(messages):
+        return
+    began = time.monotonic()
+    windows: Iterator[Iterable[Message]] = iter([messages]) if folds_replies(grid) else messages.windows(REFILL)
+    pushed: dict[str, float] = {}  # when, by identifier, in the order of the questions
+    exhausted = False
+    while pushed or not exhausted:
+        recent = time.monotonic() - PATIENCE * timeout
+        while not exhausted and sum(moment >= recent for moment in pushed.values()) <= MOST_IN_FLIGHT - REFILL:
+            window = next(windows, None)
+            exhausted = window is None
+            if window is not None:
+                pushed.update((i, time.monotonic()) for i in grid.push_messages(window) if i)
         idle = True
-        for reply in grid.pull_messages(list(open_ids)):
+        for reply in grid.pull_messages(list(pushed)):
             idle = False
-            open_ids.discard(reply.metadata.reply_to_message_id)
-            waiting -= node_count(reply, folds=folds)
+            pushed.pop(reply.metadata.reply_to_message_id, None)
             yield reply
-        if time.monotonic() >= deadline:
+        if time.monotonic() >= began + timeout:
             return
         if idle:
             time.sleep(POLL_SECONDS)

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import MetricRecord
+from flwr.app import MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from metarec_shared import wire
 from metarec_shared.broadcast import Broadcast
 from metarec_shared.checkpoint import Checkpoint, save_checkpoint
-from metarec_shared.errors import CheckpointError, FederationError
-from metarec_shared.exchange import EnrollmentRequest, Parameters
+from metarec_shared.errors import CheckpointError, FederationError, WireError
+from metarec_shared.exchange import Enrollment, EnrollmentRequest, Parameters
 from metarec_shared.files import write_json, write_text
 from metarec_shared.initialization import ITEM_BIAS, initial_model, released_names
 from metarec_shared.settings import Settings
@@ -118,9 +118,21 @@ def enroll_nodes(grid: Grid, settings: Settings, public: ItemFeatures) -> Roster
     items = len(public.items.positions)
     tally = Tally(sent=len(nodes), folds=folds_replies(grid))
     replies = deliver(grid, Broadcast(content=request, nodes=nodes, kind="query"), limits.round_timeout)
-    answers = list(tally.read(replies, lambda content: wire.unpack_enrollment(content, items)))
+    answers = list(tally.read(replies, lambda content: _enrollment(content, items, folds=tally.folds)))
     tally.check(limits)
     return Roster.of(answers)
+
+
+def _enrollment(content: RecordDict, items: int, *, folds: bool) -> Enrollment:
+    """Read an answer; only a grid that folds may enroll more than one node with it.
+
+    Raises:
+        WireError: It is no enrolment, or one of several nodes.
+    """
+    enrollment = wire.unpack_enrollment(content, items)
+    if not folds and len(enrollment.node_ids) != 1:
+        raise WireError(f"a node must enroll itself alone, got {len(enrollment.node_ids)} nodes")
+    return enrollment
 
 
 def initial_parameters(settings: Settings, public: ItemFeatures, roster: Roster) -> Parameters:

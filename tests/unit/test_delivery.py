@@ -1,5 +1,6 @@
 """Many messages and replies: none exists before its turn, none is kept after it."""
 
+import time
 import weakref
 from collections.abc import Iterable, Iterator
 
@@ -121,3 +122,57 @@ def test_rounded_updates_are_never_folded(bits: int) -> None:
     grid = InProcessGrid(load_learner(settings), 60, lambda ids: nodes_by_id(settings, 60, ids))
     assert not grid.folds_replies
     assert load_item_features(settings).fingerprint
+
+
+class HangingGrid(CountingGrid):
+    """Never answers for the first questions, at once for the others."""
+
+    hung = MOST_IN_FLIGHT
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hung_ids: set[str] = set()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        identifiers = list(super().push_messages(messages))
+        self._hung_ids.update(identifiers[: max(0, self.hung - len(self._hung_ids))])
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return super().pull_messages([i for i in message_ids if i not in self._hung_ids])
+
+
+def test_nodes_that_hang_keep_nobody_else_from_being_asked() -> None:
+    nodes = np.tile(np.arange(1, 61), 12)
+    replies = deliver(HangingGrid(), Broadcast(content=a_question(), nodes=nodes, kind="train"), timeout=12.0)
+    assert sum(1 for _ in replies) == len(nodes) - MOST_IN_FLIGHT
+
+
+class LosingGrid(CountingGrid):
+    """Loses one push in ten: the message has no identifier, or none that is one."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        identifiers = list(super().push_messages(messages))
+        return [*identifiers[2:], None]  # type: ignore[list-item]
+
+
+def test_a_lost_question_is_not_waited_for() -> None:
+    began = time.monotonic()
+    broadcast = Broadcast(content=a_question(), nodes=range(1, 61), kind="train")
+    assert sum(1 for _ in deliver(LosingGrid(), broadcast, timeout=100.0)) == 58
+    assert time.monotonic() - began < 50
+
+
+def test_replies_come_in_the_order_of_the_questions() -> None:
+    learner = load_learner(small_settings())
+    grid = InProcessGrid(learner, 60, lambda ids: nodes_by_id(learner.settings, 60, ids), fold=False)
+    replies = deliver(grid, Broadcast(content=a_question(), nodes=range(1, 61), kind="train"), timeout=100.0)
+    assert [reply.metadata.src_node_id for reply in replies] == list(range(1, 61))
+
+
+def test_nobody_to_ask_is_nobody_to_wait_for() -> None:
+    learner = load_learner(small_settings())
+    grid = InProcessGrid(learner, 60, lambda ids: nodes_by_id(learner.settings, 60, ids))
+    began = time.monotonic()
+    assert not list(deliver(grid, Broadcast(content=a_question(), nodes=[], kind="train"), timeout=100.0))
+    assert time.monotonic() - began < 50

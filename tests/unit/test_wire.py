@@ -81,6 +81,9 @@ def an_enrollment(scale: RatingScale | None = None, **columns: np.ndarray) -> En
         ({"training_users": np.array([1, -1])}, "training_users of an enrolment must be counts, got int64"),
         ({"validation_users": np.array([1.0, 2.0])}, "validation_users of an enrolment must be counts, got float64"),
         ({"names": np.array(["a", "b\nc"])}, "must name its nodes"),
+        ({"names": np.array(["a", "b" * 300])}, "a node's name must have at most 256 bytes, got 300"),
+        ({"training_users": np.array([2**62, 5])}, "training_users of an enrolment must be at most"),
+        ({"item_counts": np.array([0, 2**62, 5])}, "item_counts exceed the 5 meta-training users"),
     ],
 )
 def test_an_enrolment_whose_columns_do_not_fit_is_refused(columns: dict[str, np.ndarray], message: str) -> None:
@@ -155,6 +158,8 @@ def test_a_meta_update_without_numbers_or_with_odd_ones_is_refused() -> None:
     [
         (Array("float32", (2, 3), "metarec.raw", b"junk"), r"array a: 4 bytes cannot hold float32 of shape \(2, 3\)"),
         (Array("float32", (10**9, 10**9), "metarec.raw", b"j" * 60), "cannot hold float32"),
+        (Array("float32", (1,) * 65, "metarec.raw", b"j" * 4), "cannot hold float32"),
+        (Array("float32", (0, 2**31 - 1, 2**31 - 1, 2**31 - 1), "metarec.raw", b""), "cannot hold float32"),
         (Array("float32", (-2, -3), "metarec.raw", b"j" * 24), "24 bytes cannot hold float32"),
         (Array("float32", (2, 3), "numpy.ndarray", b"j" * 24), "cannot read float32 as numpy.ndarray; wanted metarec"),
         (Array("O", (2, 3), "metarec.raw", b"j" * 48), "cannot read O as metarec.raw"),
