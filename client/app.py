@@ -47,8 +47,7 @@ def answer(learner: Learner, nodes: Nodes, content: RecordDict, kind: str) -> Re
         case "train":
             train = wire.unpack_request(TrainRequest, content)
             update = meta_update(learner, wire.request_parameters(content), nodes, train)
-            seed, node = learner.settings.run.seed, int(nodes.node_ids[0])
-            rounding = generator(seed, "rounding", train.round_number, node)
+            rounding = generator(learner.settings.run.seed, "rounding", train.round_number, str(nodes.names[0]))
             return wire.pack_meta_update(update, learner.settings.traffic.update_bits, rounding)
         case _:
             judge = wire.unpack_request(EvaluateRequest, content)

@@ -87,17 +87,18 @@ class Learner:
             return None
         return draw_candidates(self.model.item_bias, count, self.settings.run.seed, round_number)
 
-    def meta_gradient(self, batches_of: BatchesOf, round_number: int) -> MetaGradient:
+    def meta_gradient(self, batches_of: BatchesOf, users: int, round_number: int) -> MetaGradient:
         """Return the meta-gradient of a cohort, in as many parts as memory wants.
 
         Args:
             batches_of: The cohort in batches of at most so many users; called again where memory ran out.
+            users: Users of the cohort; so few that measuring would cost more than computing are not measured.
             round_number: Addresses the draws that all nodes share.
 
         Raises:
             NodeError: Memory does not even do for one user.
         """
-        size = self.users_at_once
+        size = max(users, 1) if users <= _PROBES[0] else self.users_at_once
         while True:
             try:
                 return self._cohort(batches_of(size), round_number)
@@ -116,7 +117,13 @@ class Learner:
 
     @cached_property
     def _users_in_bound(self) -> int:
-        bytes_a_user, fixed = self._measured_memory
+        try:
+            bytes_a_user, fixed = self._measured_memory
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("memory ran out for %d users; going on with one at a time", _PROBES[1])
+            return 1
         left = room(self.settings.run.memory_gb, self.device)
         users = int((left - fixed) / bytes_a_user)
         if users < 1:
@@ -132,6 +139,7 @@ class Learner:
     @cached_property
     def _measured_memory(self) -> tuple[float, float]:
         """Return the bytes that each user takes, and those that any number does."""
+        self._cohort([self._probe(1)], 1)  # what is computed once and kept is no user's
         few, more = (peak_bytes(partial(self._cohort, [self._probe(users)], 1), self.device) for users in _PROBES)
         each = max((more - few) / (_PROBES[1] - _PROBES[0]), 1.0)
         return each, max(few - _PROBES[0] * each, 0.0)

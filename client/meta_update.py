@@ -48,7 +48,7 @@ def meta_update(learner: Learner, parameters: Parameters, nodes: Nodes, request:
     def batches_of(size: int) -> Iterator[Batch]:
         return _batches(learner, nodes, request, drawn, shares[drawn.nodes].astype(np.float32), size)
 
-    found = learner.meta_gradient(batches_of, request.round_number)
+    found = learner.meta_gradient(batches_of, len(drawn.users), request.round_number)
     loss = found.losses.double().sum().cpu()
     if not (loss.isfinite() and all_finite(found.gradients.values())):
         raise NodeError("the meta-update is not finite")

@@ -79,7 +79,7 @@ def cohort_meta_gradient(
             _add_own_parameters(model, sums, tasks, weights, id_mask, clip_norm)
         return sums.result()
     with torch.enable_grad():
-        E = model.item_vectors(id_mask)
+        E = model.item_vectors(id_mask).float()  # low precision is for products, not for sums
     layers = _item_layers(model, id_mask, sums) if clip_norm else None
     add = _ClosedForm(model, E.detach().requires_grad_(), sums, layers, clip_norm)
     for tasks, weights in batches:
@@ -131,7 +131,7 @@ def per_user_meta_gradients(
 
 def clip_factors(squared_norms: Float[Tensor, " users"], clip_norm: float) -> Float[Tensor, " users"]:
     """Return min(1, clip norm / norm) of each user, 0 where the norm is not finite."""
-    factors = (clip_norm / squared_norms.sqrt()).clamp(max=1.0)
+    factors = (clip_norm / squared_norms.clamp(min=0.0).sqrt()).clamp(max=1.0)  # rounding leaves a zero below zero
     return torch.where(squared_norms.isfinite(), factors, 0.0)
 
 
@@ -250,7 +250,7 @@ class _ClosedForm:
             return
         scale = clip_factors(squares, self._clip_norm) * weights
         self._sums.losses.append(part.losses)
-        self._sums.norms.append(squares.sqrt())
+        self._sums.norms.append(squares.clamp(min=0.0).sqrt())
         with torch.no_grad():
             self._add_factors(part.factors, single, scale)
         layers_only = {name: value for name, value in self._body.items() if name != _RAW_RATES}

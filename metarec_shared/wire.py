@@ -147,6 +147,9 @@ def unpack_request(kind: type[RequestT], content: RecordDict) -> RequestT:
         WireError: A value is missing or of the wrong type.
     """
     values: dict[str, Any] = dict(_record(content, "request", ConfigRecord))
+    wanted = {key.name for key in fields(kind)}
+    if values.keys() != wanted:
+        raise WireError(f"{kind.__name__} must have {sorted(wanted)}, got {sorted(values)}")
     if "rating_scale" in values:
         values["rating_scale"] = _scale(values["rating_scale"])
     for key in fields(kind):

@@ -165,8 +165,10 @@ def test_how_a_cohort_is_cut_changes_nothing(choice: str, clip_norm: float) -> N
         torch.testing.assert_close(cut.gradients[name], gradient, msg=name)
 
 
-def test_bfloat16_is_close_to_float32() -> None:
-    cohort = make_cohort(Settings(), 8, items=200, text_width=32)
+@pytest.mark.parametrize("item_ids", [True, False])
+def test_bfloat16_is_close_to_float32(item_ids: bool) -> None:
+    settings = Settings().with_values({"model.item-ids": item_ids}, "test")
+    cohort = make_cohort(settings, 8, items=200, text_width=32)
     exact = summed_meta_gradient(cohort.model, cohort.tasks, cohort.weights, cohort.id_mask).gradients
     with torch.autocast("cpu", torch.bfloat16):
         rough = summed_meta_gradient(cohort.model, cohort.tasks, cohort.weights, cohort.id_mask).gradients

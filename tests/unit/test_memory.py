@@ -96,7 +96,7 @@ def test_a_cohort_that_memory_does_not_do_for_is_halved_until_it_does(
         tasks, weights = learner._probe(16)
         return iter([(tasks.rows(i, i + size), weights[i : i + size]) for i in range(0, 16, size)])
 
-    found = learner.meta_gradient(batches_of, 1)  # type: ignore[arg-type]
+    found = learner.meta_gradient(batches_of, 16, 1)  # type: ignore[arg-type]
     assert len(found.losses) == 16
     assert tried[-1] <= 3
     assert learner.users_at_once <= 3
@@ -108,4 +108,28 @@ def test_another_error_is_not_taken_for_want_of_memory() -> None:
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        a_learner().meta_gradient(batches_of, 1)  # type: ignore[arg-type]
+        a_learner().meta_gradient(batches_of, 16, 1)  # type: ignore[arg-type]
+
+
+def test_memory_that_does_not_do_for_a_measurement_leaves_one_user_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = Learner._cohort
+
+    def tiny_machine(self: Learner, batches: list[Batch], round_number: int) -> object:
+        batches = list(batches)
+        if max(len(weights) for _, weights in batches) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, batches, round_number)
+
+    monkeypatch.setattr(Learner, "_cohort", tiny_machine)
+    assert a_learner().users_at_once == 1
+    assert "going on with one at a time" in caplog.text
+
+
+def test_what_is_computed_once_for_all_users_is_counted_for_none() -> None:
+    learner = a_learner(federation__clip_norm=1.0)
+    first = learner._measured_memory
+    del learner.__dict__["_measured_memory"]
+    assert learner._measured_memory == first
+    assert first[0] > 1000

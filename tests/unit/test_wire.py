@@ -183,6 +183,17 @@ def test_a_request_with_a_mistyped_value_is_refused(name: str, value: object) ->
         wire.unpack_request(TrainRequest, content)
 
 
+@pytest.mark.parametrize("missing", ["rating_scale", "round_number"])
+def test_a_request_has_its_values_and_no_others(missing: str) -> None:
+    request = TrainRequest(round_number=1, sampling_rate=0.5, rating_scale=None, catalogue="c")
+    content = wire.pack_request(request)
+    values = dict(content.config_records["request"])
+    for wrong in ({k: v for k, v in values.items() if k != missing}, {**values, "clip_norm": 1e9}):
+        content["request"] = ConfigRecord(wrong)
+        with pytest.raises(WireError, match="TrainRequest must have"):
+            wire.unpack_request(TrainRequest, content)
+
+
 def test_an_enrolment_over_another_catalogue_is_refused() -> None:
     with pytest.raises(WireError, match="item_counts must be 4 counts, got int64 of shape"):
         wire.unpack_enrollment(wire.pack_enrollment(an_enrollment()), 4)
