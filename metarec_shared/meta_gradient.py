@@ -79,7 +79,7 @@ def cohort_meta_gradient(
             _add_own_parameters(model, sums, tasks, weights, id_mask, clip_norm)
         return sums.result()
     with torch.enable_grad():
-        E = model.item_vectors(id_mask).float()  # low precision is for products, not for sums
+        E = model.item_vectors(id_mask).to(model.text.dtype)  # low precision is for products, not for sums
     layers = _item_layers(model, id_mask, sums) if clip_norm else None
     add = _ClosedForm(model, E.detach().requires_grad_(), sums, layers, clip_norm)
     for tasks, weights in batches:
