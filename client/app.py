@@ -9,8 +9,9 @@ from client.data_source import load_learner, load_node, site_settings
 from client.learner import Learner
 from client.meta_update import evaluate_nodes, meta_update
 from client.node import Nodes, enroll
+from client.privacy.policy import site_guard, site_policy
 from metarec_shared import wire
-from metarec_shared.errors import MetaRecError
+from metarec_shared.errors import MetaRecError, Refusal
 from metarec_shared.exchange import EnrollmentRequest, EvaluateRequest, TrainRequest
 from metarec_shared.randomness import generator
 from metarec_shared.settings import Settings
@@ -25,10 +26,19 @@ def public_reason(error: Exception) -> str:
     return str(error) if isinstance(error, MetaRecError) else f"{type(error).__name__}, see the node's log"
 
 
-def _load(context: Context) -> tuple[Learner, Nodes]:
+def _load(message: Message, context: Context) -> tuple[Learner, Nodes]:
     run_settings = Settings().with_values(context.run_config, "run configuration")
     settings = site_settings(run_settings, context.node_config)
-    return load_learner(settings), load_node(settings, context.node_config, context.node_id)
+    if "data-path" not in context.node_config:
+        return load_learner(settings), load_node(settings, context.node_config, context.node_id, lambda: None)
+    path, policy = site_policy(context.node_config)
+    policy.check_kind(message.metadata.message_type)
+    learner = load_learner(settings)
+    run = str(context.run_id)
+    return learner, load_node(
+        settings, context.node_config, context.node_id,
+        lambda: site_guard(policy, path, settings, learner.released, run),
+    )  # fmt: skip
 
 
 def answer(learner: Learner, nodes: Nodes, content: RecordDict, kind: str) -> RecordDict:
@@ -42,8 +52,9 @@ def answer(learner: Learner, nodes: Nodes, content: RecordDict, kind: str) -> Re
     """
     match kind:
         case "query":
-            learner.check_catalogue(wire.unpack_request(EnrollmentRequest, content).catalogue)
-            return wire.pack_enrollment(enroll(nodes, len(learner.model.text)))
+            request = wire.unpack_request(EnrollmentRequest, content)
+            learner.check_catalogue(request.catalogue)
+            return wire.pack_enrollment(enroll(nodes, len(learner.model.text), popularity=request.popularity))
         case "train":
             train = wire.unpack_request(TrainRequest, content)
             update = meta_update(learner, wire.request_parameters(content), nodes, train)
@@ -60,12 +71,17 @@ def answer(learner: Learner, nodes: Nodes, content: RecordDict, kind: str) -> Re
 def handle(message: Message, context: Context) -> Message:
     """Answer a message of any kind.
 
+    A refusal is an answer too: the server is told which node refuses and why.
+
     Raises:
         MetaRecError: Anything went wrong; what an error that is not ours says stays in the node's own log.
     """
     try:
-        learner, node = _load(context)
+        learner, node = _load(message, context)
         return Message(answer(learner, node, message.content, message.metadata.message_type), reply_to=message)
+    except Refusal as refusal:
+        logger.warning("refused a message of type %s: %s", message.metadata.message_type, refusal)
+        return Message(wire.pack_refusal(refusal), reply_to=message)
     except MetaRecError:
         raise
     except Exception as error:

@@ -1,6 +1,6 @@
 """Which users a node holds: those in a folder of its own, or a part of a simulated federation's users."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import overload
@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 
 from client.learner import Learner
 from client.node import Nodes
-from metarec_shared.errors import DataError
+from client.privacy.guard import SimulatedGuard, SiteGuard
+from metarec_shared.errors import DataError, PrivacyError
 from metarec_shared.partition import Partition, partition_users
 from metarec_shared.population import Population
+from metarec_shared.privacy.terms import FEWEST_USERS_OF_A_SITE, run_terms
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_item_features, load_training_dataset
+from metarec_shared.split import Role
 
 NodeConfig = Mapping[str, bool | int | float | str]
 
@@ -27,11 +30,19 @@ def site_settings(settings: Settings, node_config: NodeConfig) -> Settings:
     return replace(settings, data=replace(settings.data, path=str(folder)))
 
 
-def load_node(settings: Settings, node_config: NodeConfig, node_id: int) -> Nodes:
+def load_node(
+    settings: Settings, node_config: NodeConfig, node_id: int, guard: Callable[[], SiteGuard | None]
+) -> Nodes:
     """Return the node that ``node_config`` describes.
 
     A site names its folder (``data-path``) and itself (``name``). A simulation's engine sets ``partition-id`` and
     ``num-partitions``, and the node holds that part of the run's data.
+
+    Args:
+        settings: The run's settings.
+        node_config: The node's own configuration.
+        node_id: Flower's id of the node.
+        guard: Makes the guard of a deployed node.
 
     Raises:
         DataError: The data cannot be used, or the configuration names neither a folder nor a partition.
@@ -45,6 +56,7 @@ def load_node(settings: Settings, node_config: NodeConfig, node_id: int) -> Node
             population=population,
             users=users,
             offsets=np.array([0, len(users)]),
+            guard=guard(),
         )
     if "partition-id" not in node_config:
         raise DataError("the node's configuration names neither data-path nor partition-id: it has no data")
@@ -68,7 +80,35 @@ def simulated_nodes(settings: Settings, count: int, places: NDArray[np.int64], n
         population=load_population(settings),
         users=users,
         offsets=offsets,
+        guard=simulated_guard(settings, count),
     )
+
+
+@lru_cache(maxsize=4)
+def simulated_guard(settings: Settings, count: int) -> SimulatedGuard | None:
+    """Return what guards the users of simulated nodes; None where privacy is off.
+
+    A simulation has no constants that sites declare: the users in the meta-training role stand in for them.
+
+    Raises:
+        PrivacyError: The settings do not determine the terms, or a site would have too few users.
+    """
+    if settings.privacy.mode == "none":
+        return None
+    if settings.privacy.randomness != "simulated":
+        raise PrivacyError("simulated nodes draw their noise from the run's seed; set privacy.randomness = simulated")
+    roles = load_population(settings).roles
+    terms = run_terms(settings, int((roles == Role.TRAINING).sum()))
+    assert terms is not None
+    if terms.mode == "site":
+        users, offsets = load_partition(settings, count).of_all(np.arange(count))
+        fewest = int(np.add.reduceat(roles[users] == Role.TRAINING, offsets[:-1]).min())
+        if fewest < FEWEST_USERS_OF_A_SITE:
+            raise PrivacyError(
+                f"privacy.mode = site needs at least {FEWEST_USERS_OF_A_SITE} meta-training users at each node, got "
+                f"{fewest} with federation.nodes = {count}: take fewer nodes, or mode = central or local"
+            )
+    return SimulatedGuard(terms, settings.run.seed)
 
 
 class _PlaceNames(Sequence[str]):

@@ -16,7 +16,7 @@ from metarec_shared.errors import NodeError, WireError
 from metarec_shared.exchange import Parameters
 from metarec_shared.initialization import initial_model, released_names, travelling_names
 from metarec_shared.memory import GB, is_out_of_memory, peak_bytes, room
-from metarec_shared.meta_gradient import Batch, MetaGradient, cohort_meta_gradient
+from metarec_shared.meta_gradient import Batch, MetaGradient, cohort_meta_gradient, separately_clipped_sum
 from metarec_shared.randomness import generator
 from metarec_shared.settings import Settings
 from metarec_shared.tasks import TaskBatch
@@ -86,6 +86,17 @@ class Learner:
         if not count:
             return None
         return draw_candidates(self.model.item_bias, count, self.settings.run.seed, round_number)
+
+    def separate_meta_gradient(self, batches_of: BatchesOf, round_number: int) -> MetaGradient:
+        """Return the sum of clipped meta-gradients, each user computed alone (``separately_clipped_sum``)."""
+        with tiny_numbers_flushed():
+            return separately_clipped_sum(
+                self.model,
+                batches_of(1),
+                self.id_mask(round_number),
+                clip_norm=self.settings.federation.clip_norm,
+                released=self.released,
+            )
 
     def meta_gradient(self, batches_of: BatchesOf, users: int, round_number: int) -> MetaGradient:
         """Return the meta-gradient of a cohort, in as many parts as memory wants.

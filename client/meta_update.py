@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from client.learner import Learner
 from client.node import Drawn, Nodes
+from client.privacy.guard import Guard, checked_rate, protected
 from metarec_shared.device import tiny_numbers_flushed
-from metarec_shared.errors import NodeError
+from metarec_shared.errors import NodeError, Refusal
 from metarec_shared.evaluation import USERS_AT_ONCE, batched, cold_user_tasks, evaluate, model_scorer
 from metarec_shared.exchange import EvaluateRequest, Evaluation, MetaUpdate, Parameters, TrainRequest, all_finite
 from metarec_shared.meta_gradient import Batch
@@ -39,26 +40,45 @@ def meta_update(learner: Learner, parameters: Parameters, nodes: Nodes, request:
     Raises:
         WireError: The parameters or the catalogue are not this learner's.
         NodeError: A meta-gradient is not finite, or memory does not do for one user.
+        Refusal: The terms of privacy or the budget do not allow it.
     """
     learner.check_catalogue(request.catalogue)
     learner.load(parameters)
-    drawn, by_user = nodes.draw(request), learner.settings.federation.weighting == "users"
-    shares = np.ones(len(nodes)) if by_user else 1.0 / np.maximum(drawn.expected, 1e-9)
+    guard = nodes.guard
+    if guard is not None:
+        checked_rate(guard.terms, request.sampling_rate)
+        guard.charge(guard.terms.meta_update(), request.round_number)
+    drawn = nodes.draw(request)
+    weights = _weights(learner, drawn, guard)
+    shares = weights / np.maximum(drawn.expected, 1e-9)
 
     def batches_of(size: int) -> Iterator[Batch]:
         return _batches(learner, nodes, request, drawn, shares[drawn.nodes].astype(np.float32), size)
 
-    found = learner.meta_gradient(batches_of, len(drawn.users), request.round_number)
+    if guard is not None and guard.trusts_no_server:
+        found = learner.separate_meta_gradient(batches_of, request.round_number)
+    else:
+        found = learner.meta_gradient(batches_of, len(drawn.users), request.round_number)
+    if guard is not None:
+        gradients = protected(guard, found.gradients, shares, iter(nodes.names), request.round_number)
+        return MetaUpdate(gradients=gradients, weight=float(weights.sum()), loss=None, users=None, nodes=len(nodes))
     loss = found.losses.double().sum().cpu()
     if not (loss.isfinite() and all_finite(found.gradients.values())):
         raise NodeError("the meta-update is not finite")
     return MetaUpdate(
         gradients=found.gradients,
-        weight=float(drawn.expected.sum() if by_user else (drawn.expected > 0).sum()),
+        weight=float(weights.sum()),
         loss=float(loss),
         users=len(drawn.users),
         nodes=len(nodes),
     )
+
+
+def _weights(learner: Learner, drawn: Drawn, guard: Guard | None) -> NDArray[np.float64]:
+    """Return the public weight of each node, float64 [nodes]."""
+    if learner.settings.federation.weighting == "nodes":
+        return (drawn.expected > 0).astype(np.float64)
+    return drawn.expected if guard is None else guard.weights(drawn.expected)
 
 
 def evaluate_nodes(learner: Learner, parameters: Parameters, nodes: Nodes, request: EvaluateRequest) -> Evaluation:
@@ -66,7 +86,10 @@ def evaluate_nodes(learner: Learner, parameters: Parameters, nodes: Nodes, reque
 
     Raises:
         WireError: The parameters or the catalogue are not this learner's.
+        Refusal: The users' privacy is guarded, and metrics are not noised.
     """
+    if nodes.guard is not None:
+        raise Refusal("metrics of users are not noised, so they are not released")
     learner.check_catalogue(request.catalogue)
     learner.load(parameters)
     batches = _evaluation_batches(learner, nodes, request)

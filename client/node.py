@@ -11,9 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from client.privacy.guard import Guard, checked_rate
 from metarec_shared.dataset import RatingScale
 from metarec_shared.exchange import Enrollment, TrainRequest
 from metarec_shared.population import SHORTEST_HISTORY, Population
+from metarec_shared.privacy.gaussian import bounded_counts, noised_counts
 from metarec_shared.randomness import uniforms
 from metarec_shared.split import Role
 
@@ -45,6 +47,7 @@ class Nodes:
         population: Where their users' histories are; simulated nodes share one population.
         users: Their users, int64 positions in ``population``.
         offsets: Where each node's users begin, int64 [nodes + 1].
+        guard: What stands between the users and every reply; None: privacy is off.
     """
 
     node_ids: NDArray[np.uint64]
@@ -52,6 +55,7 @@ class Nodes:
     population: Population
     users: NDArray[np.int64]
     offsets: NDArray[np.int64]
+    guard: Guard | None = None
 
     def __len__(self) -> int:
         return len(self.node_ids)
@@ -68,15 +72,29 @@ class Nodes:
         return np.bincount(self._node_of_user()[marked], minlength=len(self))
 
     def draw(self, request: TrainRequest) -> Drawn:
-        """Draw the meta-training users that take part in a round: each by a coin of its own (Poisson sampling)."""
+        """Draw the meta-training users that take part in a round: each by a coin of its own (Poisson sampling).
+
+        Raises:
+            Refusal: The sampling rate is above what the guard's terms allow.
+        """
         eligible, rate = self.users_in(Role.TRAINING), min(request.sampling_rate, 1.0)
         nodes, users = self._node_of_user()[eligible], self.users[eligible]
+        if self.guard is not None:
+            rate = checked_rate(self.guard.terms, request.sampling_rate)
+            heads = self.guard.coins(self.population, users, rate, request.round_number)
+            return Drawn(users[heads], nodes[heads], self.declared().astype(np.float64) * rate)
         expected = np.bincount(nodes, minlength=len(self)).astype(np.float64) * rate
         if rate < 1.0:
             population = self.population
             heads = uniforms(population.keys[users], population.seed, "sampling", request.round_number) < rate
             nodes, users = nodes[heads], users[heads]
         return Drawn(users, nodes, expected)
+
+    def declared(self) -> NDArray[np.int64]:
+        """Return the meta-training users that each node says it has: a public constant where there is a guard."""
+        if self.guard is None:
+            return self.count(self.users_in(Role.TRAINING))
+        return self.guard.declared(self.count(self.population.roles[self.users] == Role.TRAINING))
 
     def judged(self, role: Role, share: float) -> NDArray[np.int64]:
         """Return the users in ``role`` that are evaluated: of many, a ``share`` that is the same every time."""
@@ -89,10 +107,29 @@ class Nodes:
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
 
-def enroll(nodes: Nodes, catalogue_size: int) -> Enrollment:
-    """Say who the nodes are and how many of their meta-training users interacted with each item."""
-    training = nodes.users_in(Role.TRAINING)
-    counts, scales = np.zeros(catalogue_size, dtype=np.int64), []
+def enroll(nodes: Nodes, catalogue_size: int, *, popularity: bool = True) -> Enrollment:
+    """Say who the nodes are and how many of their meta-training users interacted with each item.
+
+    Args:
+        nodes: The nodes.
+        catalogue_size: Number of items.
+        popularity: Whether item counts are wanted; under terms of privacy they are bounded, noised and charged.
+
+    Raises:
+        Refusal: The budget does not do for the item counts.
+    """
+    training, guard = nodes.users_in(Role.TRAINING), nodes.guard
+    if guard is not None:
+        return Enrollment(
+            node_ids=nodes.node_ids,
+            names=np.array(list(nodes.names), dtype=np.str_),
+            training_users=nodes.declared(),
+            validation_users=np.zeros(len(nodes), dtype=np.int64),
+            item_counts=_protected_counts(nodes, guard, catalogue_size, popularity=popularity),
+            rating_scale=nodes.population.rating_scale,  # a scale that is only observed would tell of its extremes
+            terms=guard.terms,
+        )
+    counts, scales = np.zeros(catalogue_size), []
     users = nodes.users[training]
     for start in range(0, len(users), USERS_COUNTED_AT_ONCE):
         part = users[start : start + USERS_COUNTED_AT_ONCE]
@@ -105,4 +142,27 @@ def enroll(nodes: Nodes, catalogue_size: int) -> Enrollment:
         validation_users=nodes.count(nodes.users_in(Role.VALIDATION)),
         item_counts=counts,
         rating_scale=RatingScale.widest(scales),
+    )
+
+
+def _protected_counts(nodes: Nodes, guard: Guard, items: int, *, popularity: bool) -> NDArray[np.float64]:
+    """Return item counts of which each user's are bounded; noised but where the server does that."""
+    terms = guard.terms
+    if not popularity or not terms.releases_popularity:
+        return np.zeros(items)
+    guard.charge(terms.popularity(), 0)
+    users = nodes.users[nodes.users_in(Role.TRAINING)]
+    counts = np.zeros(items)
+    for start in range(0, len(users), USERS_COUNTED_AT_ONCE):
+        part = nodes.population.interactions.take(users[start : start + USERS_COUNTED_AT_ONCE])
+        owners = np.repeat(np.arange(len(part)), part.lengths)
+        counts += bounded_counts(part.items, owners, terms.popularity_norm, items)
+    if terms.mode == "central":
+        return counts
+    return noised_counts(
+        counts,
+        noise_multiplier=terms.popularity_noise,
+        norm=terms.popularity_norm,
+        most=float(nodes.declared().sum()),
+        sources=list(guard.noise("popularity", 0, iter(nodes.names))),
     )

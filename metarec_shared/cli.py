@@ -23,19 +23,23 @@ class _Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all registered commands."""
-        return sorted(entry.name for entry in entry_points(group=GROUP))
+        return sorted(entry.name for entry in entry_points(group=GROUP) if "." not in entry.name)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Load one command."""
-        for entry in entry_points(group=GROUP):
-            if entry.name == name:
-                return _load(entry)
-        return None
+        """Load one command; ``NAME.PART`` of any folder becomes ``NAME PART``."""
+        entries = {entry.name: entry for entry in entry_points(group=GROUP)}
+        if name not in entries or "." in name:
+            return None
+        command = _load(entries[name])
+        for full, entry in entries.items():
+            if isinstance(command, click.Group) and full.startswith(f"{name}."):
+                command.add_command(_load(entry))
+        return command
 
 
 def _load(entry: EntryPoint) -> click.Command:
     command = typer.main.get_command(entry.load())
-    command.name = entry.name
+    command.name = entry.name.rpartition(".")[2]
     return command
 
 

@@ -27,3 +27,19 @@ class NodeError(MetaRecError):
 
 class FederationError(MetaRecError):
     """Too few nodes answered for the federation to go on."""
+
+
+class PrivacyError(MetaRecError):
+    """A privacy guarantee cannot be given or kept."""
+
+
+class Refusal(PrivacyError):  # noqa: N818 - not an error of the node's: what it should do
+    """A node refuses what it was asked, for its users' privacy."""
+
+
+class BudgetSpent(Refusal):
+    """The privacy budget does not do for another release."""
+
+
+class LedgerError(PrivacyError):
+    """The privacy ledger is missing, damaged, rolled back, locked or cannot be written."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metarec_shared.dataset import RatingScale
 from metarec_shared.population import Order
+from metarec_shared.privacy.terms import Terms
 from metarec_shared.split import Role
 
 Parameters = dict[str, Tensor]
@@ -22,9 +23,11 @@ class EnrollmentRequest:
 
     Attributes:
         catalogue: Fingerprint of the server's catalogue; a node with another one refuses.
+        popularity: Whether item counts are wanted: they cost budget where they are noised.
     """
 
     catalogue: str
+    popularity: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,18 +37,21 @@ class Enrollment:
     Attributes:
         node_ids: Flower's ids of the nodes, which differ from run to run, uint64 [nodes].
         names: The nodes' own, stable names: sampling is addressed by them, strings [nodes].
-        training_users: Users each node can meta-train on, int64 [nodes].
-        validation_users: Users each node can validate on, int64 [nodes].
-        item_counts: Meta-training users who interacted with each item, int64 [items].
+        training_users: Users each node can meta-train on, or declares where there are terms, int64 [nodes].
+        validation_users: Users each node can validate on, none where there are terms, int64 [nodes].
+        item_counts: Meta-training users who interacted with each item, float64 [items]; under terms bounded a user, and
+            noised.
         rating_scale: Scale of the nodes' ratings, the widest where they differ; None where there are no ratings.
+        terms: What the nodes do for their users' privacy; None: nothing.
     """
 
     node_ids: NDArray[np.uint64]
     names: NDArray[np.str_]
     training_users: NDArray[np.int64]
     validation_users: NDArray[np.int64]
-    item_counts: NDArray[np.int64]
+    item_counts: NDArray[np.float64]
     rating_scale: RatingScale | None
+    terms: Terms | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,15 +78,15 @@ class MetaUpdate:
     Attributes:
         gradients: Sum over users of weight times meta-gradient, by parameter name.
         weight: Sum of the nodes' public weights; the server divides by it.
-        loss: Sum over users of the query loss.
-        users: Users that took part.
+        loss: Sum over users of the query loss; None where the nodes keep it for their users' privacy.
+        users: Users that took part; None likewise.
         nodes: Nodes that took part.
     """
 
     gradients: Parameters
     weight: float
-    loss: float
-    users: int
+    loss: float | None
+    users: int | None
     nodes: int
 
 

@@ -16,6 +16,7 @@ from metarec_shared.randomness import generator
 from metarec_shared.settings import Settings
 
 ITEM_BIAS = "item_bias"
+ITEM_IDS = "item_ids"
 
 
 def initial_model(settings: Settings, text: Float[Tensor, "items text"]) -> BertRecommender:
@@ -30,13 +31,16 @@ def released_names(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:
     """Return which parameters are trained: those whose gradients leave the nodes, in the model's order.
 
     Args:
-        settings: ``federation.released`` is ``all``, or beginnings of names separated by commas.
+        settings: ``federation.released`` is ``all``, or beginnings of names separated by commas. Under terms of
+            privacy ID vectors, which have a row an item, are not among them unless ``privacy.item-ids`` says so.
         names: All parameters of the model.
 
     Raises:
         SettingsError: No parameter's name begins so.
     """
     names, wanted = tuple(names), [part.strip() for part in settings.federation.released.split(",")]
+    if settings.privacy.mode != "none" and not settings.privacy.item_ids:
+        names = tuple(name for name in names if name != ITEM_IDS)
     if wanted == ["all"]:
         return names
     for beginning in wanted:
@@ -50,7 +54,12 @@ def released_names(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def travelling_names(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:
-    """Return which parameters the server sends: the released ones, and the score bias in any case."""
+    """Return which parameters the server sends: the released ones, and the score bias in any case.
+
+    From a warm start nodes cannot draw the others by themselves, so all are sent.
+    """
     names = tuple(names)
+    if settings.run.init:
+        return names
     released = set(released_names(settings, names)) | {ITEM_BIAS}
     return tuple(name for name in names if name in released)

@@ -7,7 +7,7 @@ second pass. Else, and as the oracle of tests, per-user gradients are formed by 
 time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -52,6 +52,38 @@ Batch = tuple[TaskBatch, Float[Tensor, " users"]]
 """Tasks, and the weight of each user's loss."""
 
 
+@dataclass(slots=True, kw_only=True)
+class _Sums:
+    """What has been added up so far."""
+
+    parameters: dict[str, nn.Parameter]
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    losses: list[Tensor] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: BertRecommender, released: Sequence[str] | None) -> "_Sums":
+        return cls(parameters={name: p for name, p in model.named_parameters() if released is None or name in released})
+
+    def add(self, names: Iterable[str], gradients: Iterable[Tensor | None]) -> None:
+        """Add gradients; those of parameters that are not released, or None, are passed over."""
+        for name, gradient in zip(names, gradients, strict=True):
+            if gradient is not None and name in self.parameters:
+                before = self.gradients.get(name)
+                self.gradients[name] = gradient if before is None else before + gradient
+
+    def result(self) -> MetaGradient:
+        none = torch.zeros(0)
+        return MetaGradient(
+            gradients={
+                name: self.gradients[name] if name in self.gradients else torch.zeros_like(value)
+                for name, value in self.parameters.items()
+            },
+            losses=torch.cat(self.losses) if self.losses else none,
+            norms=torch.cat(self.norms) if self.norms else None,
+        )
+
+
 def cohort_meta_gradient(
     model: BertRecommender,
     batches: Iterable[Batch],
@@ -91,10 +123,90 @@ def cohort_meta_gradient(
             for start in range(0, len(tasks), USERS_CLIPPED_AT_ONCE):
                 rows = slice(start, start + USERS_CLIPPED_AT_ONCE)
                 add.clipped(tasks.rows(rows.start, rows.stop), weights[rows])
+    _add_below(sums, E, add.vectors)
+    return sums.result()
+
+
+def separately_clipped_sum(
+    model: BertRecommender,
+    batches: Iterable[Batch],
+    id_mask: Bool[Tensor, " items"] | None = None,
+    *,
+    clip_norm: float,
+    released: Sequence[str] | None = None,
+) -> MetaGradient:
+    """Return the sum of clipped meta-gradients in a way that holds for any parameters, whoever chose them.
+
+    ``cohort_meta_gradient`` is right to rounding. But parameters can be chosen so that rounding is all there is: then a
+    ghost norm says little of the gradient that is released, and one user's presence in a batch changes the others'
+    numbers. Here every user is computed alone, in the same way whoever else takes part; the norm is that of the very
+    numbers that are added; and they are added in double precision. So one user more or less changes the sum by at most
+    ``clip_norm`` (1 + 1e-6), and adversarial parameters cost utility, not privacy.
+
+    Args:
+        model: The recommender at the meta-initialization.
+        batches: The cohort.
+        id_mask: Items whose ID vector is on; None: all.
+        clip_norm: Largest norm of a user's gradient over all released parameters. A user whose gradient is not finite
+            contributes nothing.
+        released: Names of the parameters to differentiate in; None: all.
+
+    Returns:
+        Sums in double precision; losses and norms by user.
+    """
+    gradient_of = _alone(model, id_mask, released)
+    parameters = _Sums.of(model, released).parameters
+    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in parameters.items()}
+    losses, norms = [], []
+    for tasks, weights in batches:
+        for user in range(len(tasks)):
+            each = gradient_of(tasks.rows(user, user + 1))
+            squares = torch.stack([value.double().square().sum() for value in each.gradients.values()]).sum()
+            whole = bool(squares.isfinite())
+            norms.append(squares.sqrt() if whole else torch.zeros_like(squares))
+            losses.append(each.losses.double().sum() if whole else torch.zeros_like(squares))
+            if not whole:
+                continue
+            scale = clip_factors(squares, clip_norm) * weights[user].double()
+            for name, value in each.gradients.items():
+                total[name].add_(value.double() * scale)
+    none = torch.zeros(0, dtype=torch.float64)
+    return MetaGradient(
+        gradients=total,
+        losses=torch.stack(losses) if losses else none,
+        norms=torch.stack(norms) if norms else none,
+    )
+
+
+def _alone(
+    model: BertRecommender, id_mask: Bool[Tensor, " items"] | None, released: Sequence[str] | None
+) -> Callable[[TaskBatch], MetaGradient]:
+    """Return what computes the meta-gradient of one user; item vectors are computed once for all."""
+    if not isinstance(model.adaptation, ClosedForm):
+        return lambda task: cohort_meta_gradient(model, [(task, _one(task))], id_mask, released=released)
+    with torch.enable_grad():
+        E = model.item_vectors(id_mask)
+
+    def gradient_of(task: TaskBatch) -> MetaGradient:
+        sums = _Sums.of(model, released)
+        add = _ClosedForm(model, E.detach().requires_grad_(), sums, None, 0.0)
+        add.summed(task, _one(task))
+        _add_below(sums, E, add.vectors, keep=True)
+        return sums.result()
+
+    return gradient_of
+
+
+def _one(task: TaskBatch) -> Tensor:
+    return torch.ones(len(task), device=task.support.device)
+
+
+def _add_below(sums: _Sums, E: Tensor, vectors: Tensor, *, keep: bool = False) -> None:
+    """Add what gradients in the item vectors are in the layers below them."""
     below = {name: value for name, value in sums.parameters.items() if name.startswith(_ITEM_LAYERS)}
     if below:
-        sums.add(below, torch.autograd.grad(E, list(below.values()), add.vectors, allow_unused=True))
-    return sums.result()
+        found = torch.autograd.grad(E, list(below.values()), vectors, allow_unused=True, retain_graph=keep)
+        sums.add(below, found)
 
 
 def summed_meta_gradient(
@@ -133,38 +245,6 @@ def clip_factors(squared_norms: Float[Tensor, " users"], clip_norm: float) -> Fl
     """Return min(1, clip norm / norm) of each user, 0 where the norm is not finite."""
     factors = (clip_norm / squared_norms.clamp(min=0.0).sqrt()).clamp(max=1.0)  # rounding leaves a zero below zero
     return torch.where(squared_norms.isfinite(), factors, 0.0)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Sums:
-    """What has been added up so far."""
-
-    parameters: dict[str, nn.Parameter]
-    gradients: dict[str, Tensor] = field(default_factory=dict)
-    losses: list[Tensor] = field(default_factory=list)
-    norms: list[Tensor] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, model: BertRecommender, released: Sequence[str] | None) -> "_Sums":
-        return cls(parameters={name: p for name, p in model.named_parameters() if released is None or name in released})
-
-    def add(self, names: Iterable[str], gradients: Iterable[Tensor | None]) -> None:
-        """Add gradients; those of parameters that are not released, or None, are passed over."""
-        for name, gradient in zip(names, gradients, strict=True):
-            if gradient is not None and name in self.parameters:
-                before = self.gradients.get(name)
-                self.gradients[name] = gradient if before is None else before + gradient
-
-    def result(self) -> MetaGradient:
-        none = torch.zeros(0)
-        return MetaGradient(
-            gradients={
-                name: self.gradients[name] if name in self.gradients else torch.zeros_like(value)
-                for name, value in self.parameters.items()
-            },
-            losses=torch.cat(self.losses) if self.losses else none,
-            norms=torch.cat(self.norms) if self.norms else None,
-        )
 
 
 class _ClosedForm:

@@ -155,12 +155,43 @@ def _table(title: str, comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
+def privacy_facts(privacy: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a run's guarantee says, by name, for people to read.
+
+    Args:
+        privacy: The entry "privacy" of result.json.
+    """
+    epsilon, delta = privacy.get("epsilon"), privacy.get("delta")
+    guarantee = (
+        "none: not everything that left was noised" if epsilon is None else f"epsilon {epsilon:.3g}, delta {delta}"
+    )
+    mechanisms = [
+        f"{one['releases']} x {one['name']} (noise multiplier {one['noise_multiplier']:.3g}, sampling rate "
+        f"{one['sampling_rate']:.3g})"
+        for one in privacy.get("mechanisms", [])
+    ]
+    noise = str(privacy.get("noise", ""))
+    facts = {
+        "Mode": str(privacy.get("mode")),
+        "Unit of privacy": f"{privacy.get('unit', 'user')}: one user's whole history",
+        "Guarantee": guarantee
+        + (f" ({noise}: whoever has the seed can undo it)" if noise == "simulated noise" else ""),
+        "Neighbours": str(privacy.get("neighbours", "")),
+        "Trusted": str(privacy.get("trusted", "")),
+        "Sampling": str(privacy.get("sampling", "")),
+        "Not protected": str(privacy.get("not_protected", "")),
+        "Releases": ", ".join(mechanisms),
+        "Clip norm": f"{privacy['clip_norm']:g}" if "clip_norm" in privacy else "",
+        "Accountant": str(privacy.get("accountant", "")),
+        "Tuning": "hyper-parameters were fixed beforehand and are not charged; the last round is kept",
+    }
+    return {name: fact for name, fact in facts.items() if fact}
+
+
 def _privacy(privacy: Mapping[str, Any] | None) -> str:
     if not privacy:
         return f"- Mode: none\n- Unit of privacy: none, nobody is protected\n- What leaves the nodes: {NO_PRIVACY}"
-    unit = _plain(privacy.get("unit", "user: one user's whole history"))
-    rest = [f"- {_plain(key)}: {_plain(value)}" for key, value in privacy.items() if key != "unit"]
-    return "\n".join([f"- Unit of privacy: {unit}", *rest])
+    return "\n".join(f"- {name}: {_plain(fact)}" for name, fact in privacy_facts(privacy).items())
 
 
 def _plain(value: object) -> str:

@@ -18,10 +18,15 @@ from metarec_shared.errors import SettingsError
 
 Scalar = bool | int | float | str
 
+Mode = Literal["none", "site", "central", "local"]
+"""Of privacy: nobody is protected; a site clips and noises; devices clip, the server noises; every device noises."""
 
-def setting(default: Any, doc: str, *, low: float | None = None, high: float | None = None) -> Any:
-    """Declare one setting: its default, what it means, and the closed range its value must lie in."""
-    return field(default=default, metadata={"doc": doc, "low": low, "high": high})
+
+def setting(
+    default: Any, doc: str, *, low: float | None = None, high: float | None = None, infinite: bool = False
+) -> Any:
+    """Declare one setting: its default, what it means, the closed range of its value, and whether that may be inf."""
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "infinite": infinite})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +38,9 @@ class RunSettings:
         "", "folder of the run; empty: metarec-runs/<time>, under Flower's engines ~/.metarec/runs/<time>"
     )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where tensors live; auto: cuda where there is one")
+    init: str = setting(
+        "", "folder of a run to start from (a public warm start); empty: the first parameters are drawn"
+    )
     resume: bool = setting(False, "go on from the last checkpoint in `out`")
     memory_gb: float = setting(
         0.0, "memory the process may take, in GB; larger cohorts are computed in parts; 0: most of what is free", low=0
@@ -157,6 +165,33 @@ class FederationSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacySettings:
+    """Differential privacy of one user's whole history; the clip norm is ``federation.clip-norm``.
+
+    In a deployment these are what the coordinator asks for: every node compares them with a file of its own and refuses
+    what is laxer.
+    """
+
+    mode: Literal["none", "site", "central", "local"] = setting(
+        "none", "who clips and who adds noise: nobody, the site, the server, or every device"
+    )
+    epsilon: float = setting(
+        0.0, "target over all releases of the run, for which the noise is solved; inf: clip alone", low=0, infinite=True
+    )
+    delta: float = setting(1e-5, "chance that epsilon does not hold", low=1e-12, high=0.1)
+    noise_multiplier: float = setting(0.0, "noise of meta-updates over their sensitivity; 0: from epsilon", low=0)
+    sampling_rate: float = setting(0.0, "chance of a user to take part in a round; 0: cohort / users", low=0, high=1)
+    popularity_share: float = setting(0.1, "share of epsilon that noised item counts may cost", low=0, high=0.9)
+    popularity_noise: float = setting(0.0, "noise of item counts over their sensitivity; 0: from the share", low=0)
+    popularity_norm: float = setting(10.0, "largest norm of one user's item counts", low=0.01)
+    item_ids: bool = setting(False, "release gradients of ID vectors, one row an item, too")
+    randomness: Literal["secure", "simulated"] = setting(
+        "secure", "where noise and sampling come from: the system's entropy, or the run's seed"
+    )
+    allow_mixed: bool = setting(False, "take noised and raw updates in one run")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrafficSettings:
     """How many bits of a number travel; rounding is random and unbiased."""
 
@@ -193,6 +228,7 @@ class Settings:
     adaptation: AdaptationSettings = field(default_factory=AdaptationSettings)
     outer: OuterSettings = field(default_factory=OuterSettings)
     federation: FederationSettings = field(default_factory=FederationSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
     traffic: TrafficSettings = field(default_factory=TrafficSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
@@ -218,7 +254,7 @@ class Settings:
         for table, entries in changed.items():
             if table not in _TABLES:
                 raise SettingsError(f"{source}: unknown table {table!r}; the tables are {', '.join(_TABLES)}")
-            tables[table] = _parse_table(getattr(self, table), table, entries, source)
+            tables[table] = parse_table(getattr(self, table), table, entries, source)
         settings = dataclasses.replace(self, **tables)
         _check_together(settings, source)
         return settings
@@ -228,9 +264,22 @@ class Settings:
         nested: dict[str, dict[str, Scalar]] = {}
         for key, value in self.flat().items():
             table, _, name = key.partition(".")
-            nested.setdefault(table, {})[name] = value
+            nested.setdefault(table, {})[name] = "inf" if value == math.inf else value  # JSON has no infinity
         return json.dumps(nested, indent=2)
 
+
+PRIVATE_DEFAULTS: Mapping[str, Scalar] = {
+    "privacy.randomness": "simulated",
+    "privacy.sampling-rate": 0.1,
+    "federation.clip-norm": 1.0,
+    "federation.rounds": 100,
+    "outer.optimizer": "adam",
+    "outer.learning-rate": 3e-3,
+    "outer.weight-decay": 0.0,
+    "outer.warmup-rounds": 0,
+    "outer.averaging": 0.9,
+}
+"""What a simulation with privacy changes of the defaults; chosen on public data (docs/privacy.md)."""
 
 _TABLES = {table.name: table.type for table in dataclasses.fields(Settings)}
 
@@ -274,7 +323,12 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def _parse_table(current: Any, table: str, entries: Mapping[str, Any], source: str) -> Any:
+def parse_table(current: Any, table: str, entries: Mapping[str, Any], source: str) -> Any:
+    """Return the dataclass ``current`` with ``entries`` (kebab-case keys) in place of what stood there.
+
+    Raises:
+        SettingsError: A key is unknown, or a value has the wrong type or lies outside its range.
+    """
     types = get_type_hints(type(current))
     known = {_kebab(key.name): key for key in dataclasses.fields(current)}
     values = {}
@@ -292,11 +346,13 @@ def _parse_value(value: Any, wanted: Any, limits: Mapping[str, Any], where: str)
         if type(value) is not type(choices[0]) or value not in choices:
             raise SettingsError(f"{where} must be one of {', '.join(map(str, choices))}, got {value!r}")
         return value  # type: ignore[no-any-return]
+    if value == "inf" and limits.get("infinite"):
+        value = math.inf
     if wanted is float and type(value) is int:
         value = float(value)
     if type(value) is not wanted:
         raise SettingsError(f"{where} must be a {_TYPE_NAMES[wanted]}, got {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value) and not (value == math.inf and limits.get("infinite")):
         raise SettingsError(f"{where} must be finite, got {value!r}")
     low, high = limits["low"], limits["high"]
     if (low is not None and not value >= low) or (high is not None and not value <= high):

@@ -7,8 +7,8 @@ up, "parameters" (an ArrayRecord) where parameters travel.
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, Literal, TypeVar
+from dataclasses import asdict, fields, replace
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from metarec_shared.dataset import RatingScale
-from metarec_shared.errors import WireError
+from metarec_shared.errors import BudgetSpent, Refusal, WireError
 from metarec_shared.exchange import (
     Enrollment,
     EnrollmentRequest,
@@ -27,7 +27,9 @@ from metarec_shared.exchange import (
     TrainRequest,
     all_finite,
 )
+from metarec_shared.privacy.terms import Terms
 from metarec_shared.quantization import checked, dequantize, quantize
+from metarec_shared.settings import Mode
 from metarec_shared.split import Role
 
 Bits = Literal[8, 16, 32]
@@ -167,6 +169,7 @@ _SCALARS: dict[str, tuple[type, ...]] = {
     "sampling_rate": (float,),
     "role": (int,),
     "adapt": (bool,),
+    "popularity": (bool,),
     "draws": (int,),
     "rating_scale": (RatingScale, type(None)),
 }
@@ -181,19 +184,22 @@ def pack_enrollment(enrollment: Enrollment) -> RecordDict:
     """Return the content of a node's answer."""
     scale = enrollment.rating_scale
     columns: dict[str, NDArray[Any]] = {
-        "item_counts": enrollment.item_counts,
+        "item_counts": enrollment.item_counts.astype(np.float64),
         "node_ids": enrollment.node_ids,
         "names": np.frombuffer("\n".join(enrollment.names.tolist()).encode(), dtype=np.uint8),
         "training_users": enrollment.training_users,
         "validation_users": enrollment.validation_users,
     }
     limits = [] if scale is None else [scale.low, scale.high]
-    return RecordDict(
+    content = RecordDict(
         {
             "arrays": ArrayRecord({name: _encode(column) for name, column in columns.items()}),
             "numbers": MetricRecord({"nodes": len(enrollment.node_ids), "rating_scale": limits}),
         }
     )
+    if enrollment.terms is not None:
+        content["terms"] = ConfigRecord(asdict(enrollment.terms))
+    return content
 
 
 def unpack_enrollment(content: RecordDict, items: int) -> Enrollment:
@@ -213,7 +219,7 @@ def unpack_enrollment(content: RecordDict, items: int) -> Enrollment:
             raise WireError(f"{name} of an enrolment must be at most {_MOST_USERS:,}, got {users.max():,}")
     counts = _item_counts(record, items)
     if counts.max(initial=0) > training.sum():  # nobody has an item twice
-        raise WireError(f"item_counts exceed the {training.sum():,} meta-training users, got {counts.max():,}")
+        raise WireError(f"item_counts exceed the {training.sum():,} meta-training users, got {counts.max():,.0f}")
     return Enrollment(
         node_ids=node_ids,
         training_users=training,
@@ -221,7 +227,40 @@ def unpack_enrollment(content: RecordDict, items: int) -> Enrollment:
         names=names,
         item_counts=counts,
         rating_scale=_scale(numbers.get("rating_scale")),
+        terms=_terms(content) if "terms" in content else None,
     )
+
+
+def _terms(content: RecordDict) -> Terms:
+    """Read a node's terms of privacy; a server that relies on them must not take odd ones."""
+    values: dict[str, Any] = dict(_record(content, "terms", ConfigRecord))
+    wanted = {key.name: key.type for key in fields(Terms)}
+    words = {"mode": get_args(Mode)[1:], "randomness": ("secure", "simulated")}
+    if values.keys() != wanted.keys():
+        raise WireError(f"terms of privacy must have {sorted(wanted)}, got {sorted(values)}")
+    for name, value in values.items():
+        number = type(value) is float and np.isfinite(value) and value >= 0
+        if not (value in words[name] if name in words else number):
+            raise WireError(f"terms of privacy: {name} cannot be {value!r}")
+    return Terms(**values)
+
+
+def pack_refusal(refusal: Refusal) -> RecordDict:
+    """Return the content of the answer of a node that refuses, for its users' privacy."""
+    return RecordDict({"refusal": ConfigRecord({"kind": type(refusal).__name__, "reason": str(refusal)})})
+
+
+def check_refusal(content: RecordDict) -> None:
+    """Raise what a node's answer refuses with, if it is a refusal.
+
+    Raises:
+        Refusal: It is; ``BudgetSpent`` where the node's privacy budget does not do for what was asked.
+    """
+    if "refusal" not in content:
+        return
+    record = _record(content, "refusal", ConfigRecord)
+    kind = BudgetSpent if record.get("kind") == BudgetSpent.__name__ else Refusal
+    raise kind(str(record.get("reason")))
 
 
 def _names(record: ArrayRecord, nodes: int) -> NDArray[np.str_]:
@@ -248,16 +287,20 @@ def _column(record: ArrayRecord, name: str) -> NDArray[np.int64]:
     return column
 
 
-def _item_counts(record: ArrayRecord, items: int) -> NDArray[np.int64]:
-    counts = _column(record, "item_counts")
-    if counts.shape != (items,):
+def _item_counts(record: ArrayRecord, items: int) -> NDArray[np.float64]:
+    counts: NDArray[np.float64] = (
+        _decode("item_counts", record["item_counts"]) if "item_counts" in record else np.empty(0)
+    )
+    if counts.dtype != np.float64 or counts.shape != (items,) or not (np.isfinite(counts) & (counts >= 0)).all():
         raise WireError(f"item_counts must be {items} counts, got {counts.dtype} of shape {counts.shape}")
     return counts
 
 
 def pack_meta_update(update: MetaUpdate, bits: Bits = 32, rng: np.random.Generator | None = None) -> RecordDict:
     """Return the content of a node's answer, its gradients in 8, 16 or 32 bits (``pack_parameters``)."""
-    numbers = MetricRecord({"weight": update.weight, "loss": update.loss, "users": update.users, "nodes": update.nodes})
+    numbers = MetricRecord({"weight": update.weight, "nodes": update.nodes})
+    if update.loss is not None and update.users is not None:
+        numbers["loss"], numbers["users"] = update.loss, update.users
     return RecordDict({"arrays": pack_parameters(update.gradients, bits, rng), "numbers": numbers})
 
 
@@ -279,8 +322,12 @@ def unpack_meta_update(content: RecordDict, like: Mapping[str, torch.Tensor]) ->
         odd = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
         if odd:
             raise WireError(f"meta-update of {', '.join(odd)} holds a value that is not finite")
-    weight, loss, users, nodes = _numbers(content, "weight", "loss", "users", "nodes")
-    return MetaUpdate(gradients=gradients, weight=weight, loss=loss, users=int(users), nodes=int(nodes))
+    weight, nodes = _numbers(content, "weight", "nodes")
+    update = MetaUpdate(gradients=gradients, weight=weight, loss=None, users=None, nodes=int(nodes))
+    if "users" not in _record(content, "numbers", MetricRecord):
+        return update
+    loss, users = _numbers(content, "loss", "users")
+    return replace(update, loss=loss, users=int(users))
 
 
 def pack_evaluation(evaluation: Evaluation) -> RecordDict:

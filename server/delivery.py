@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from flwr.app import Message, RecordDict
@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from metarec_shared import wire
 from metarec_shared.broadcast import Broadcast
-from metarec_shared.errors import FederationError, WireError
+from metarec_shared.errors import FederationError, Refusal, WireError
 from metarec_shared.settings import FederationSettings
 
 POLL_SECONDS = 0.1
@@ -41,7 +41,7 @@ def folds_replies(grid: Grid) -> bool:
 
 def node_count(reply: Message, *, folds: bool) -> int:
     """Return how many nodes a reply stands for: one, unless the grid folds replies, whatever the reply claims."""
-    if not folds or reply.has_error():
+    if not folds or reply.has_error() or "numbers" not in reply.content:
         return 1
     nodes = reply.content.metric_records["numbers"]["nodes"]
     return int(nodes) if isinstance(nodes, int) else 1
@@ -108,6 +108,7 @@ class Tally:
         answered: Nodes whose answer could be used.
         failures: Nodes that failed, answered what cannot be used, or stayed silent.
         bytes_up: Bytes of the answers that could be used.
+        refused: Flower's ids of the nodes that refused, for their users' privacy; they count as failures too.
         reason: What the last failure said.
     """
 
@@ -117,6 +118,7 @@ class Tally:
     answered: int = 0
     failures: int = 0
     bytes_up: int = 0
+    refused: set[int] = field(default_factory=set)
     reason: str = ""
 
     def read(self, replies: Iterable[Message], unpack: Callable[[RecordDict], AnswerT]) -> Iterator[AnswerT]:
@@ -126,7 +128,12 @@ class Tally:
                 self._fail(reply, reply.error.reason or f"error {reply.error.code}")
                 continue
             try:
+                wire.check_refusal(reply.content)
                 answer = unpack(reply.content)
+            except Refusal as refusal:
+                self.refused.add(reply.metadata.src_node_id)
+                self._fail(reply, f"refused ({type(refusal).__name__}): {refusal}")
+                continue
             except WireError as error:
                 self._fail(reply, str(error))
                 continue
@@ -138,6 +145,8 @@ class Tally:
     def check(self, limits: FederationSettings) -> None:
         """Count the nodes that stayed silent as failures; refuse to go on when there are too many of them.
 
+        A node that refuses is no failure of that kind: it does what it should.
+
         Raises:
             FederationError: Too many nodes failed, or too few answered.
         """
@@ -145,7 +154,8 @@ class Tally:
         if silent > 0:
             logger.warning("%d of %d nodes did not answer in time", silent, self.sent)
             self.failures += silent
-        if self.answered < min(limits.min_nodes, self.sent) or self.failures > limits.max_failures * self.sent:
+        broken = self.failures - len(self.refused)
+        if self.answered < min(limits.min_nodes, self.sent) or broken > limits.max_failures * self.sent:
             said = f"; the last said: {self.reason}" if self.reason else ""
             raise FederationError(
                 f"{self.failures} of {self.sent} nodes failed or did not answer within {limits.round_timeout:g} s; "

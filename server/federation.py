@@ -4,7 +4,9 @@
 3. Rounds of FedMAML, each recorded, the best on validation users kept.   4. Say what was made.
 """
 
+import json
 import logging
+import math
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -22,18 +24,22 @@ from metarec_shared.errors import CheckpointError, FederationError, WireError
 from metarec_shared.exchange import Enrollment, EnrollmentRequest, Parameters
 from metarec_shared.files import write_json, write_text
 from metarec_shared.initialization import ITEM_BIAS, initial_model, released_names
+from metarec_shared.privacy.terms import META_UPDATE, POPULARITY
 from metarec_shared.settings import Settings
 from metarec_shared.sources import ItemFeatures, load_item_features
 from server.delivery import Tally, deliver, folds_replies, wait_for_nodes
 from server.fedmaml import FedMAML
 from server.outer_optimizer import OuterOptimizer
+from server.privacy import federation_privacy
 from server.progress import Progress
 from server.recorder import METRICS_FILE, Recorder, read_metrics
 from server.resume import RESUME_FILE, Best, ResumePoint, load_resume_point, save_resume_point
 from server.roster import Roster
+from server.warm_start import warm_parameters
 
 SETTINGS_FILE = "settings.json"
 TRAINING_FILE = "training.json"
+RELEASES_FILE = "releases.json"
 
 NO_PRIVACY_NOTICE = "privacy: none; raw item counts and raw gradients leave the nodes"
 
@@ -48,27 +54,50 @@ def run_federation(grid: Grid, settings: Settings) -> None:
     """
     folder = Path(settings.run.out)
     check_folder(folder, resume=settings.run.resume)
-    announce(NO_PRIVACY_NOTICE)
     public = load_item_features(settings, progress=True)
     logger.info("text encoder: %s", public.features.encoder)
-    roster = enroll_nodes(grid, settings, public)
+    releases = Releases(folder)
+    guarded = settings.privacy.mode != "none"
+    popularity = not (guarded and settings.run.resume)  # asked for once: every answer costs the nodes' budget
+    if guarded and popularity:
+        releases.count(POPULARITY)
+    roster = enroll_nodes(grid, settings, public, popularity=popularity)
+    announce(NO_PRIVACY_NOTICE if roster.privacy is None else roster.privacy.terms.describe())
     initial = initial_parameters(settings, public, roster)
     released = set(released_names(settings, initial))
     trained, untrained = ({n: v for n, v in initial.items() if (n in released) == kept} for kept in (True, False))
+    sent = {name: value for name, value in untrained.items() if name == ITEM_BIAS or settings.run.init}
     optimizer = OuterOptimizer(settings.outer, trained, settings.federation.rounds)
     best, done = Best(), 0
     if settings.run.resume:
         point = load_resume_point(folder, settings, roster.fingerprint, public.fingerprint)
         optimizer.load(point.parameters, point.optimizer)
+        untrained, sent = untrained | point.untrained, sent | point.untrained
         best, done = point.best, point.round_number
         logger.info("resuming after round %d", done)
-    keeper = RunKeeper(folder, settings, public, roster, optimizer, untrained, best)
+    keeper = RunKeeper(folder, settings, public, roster, optimizer, untrained, best, releases)
     keeper.begin(done)
     if done < settings.federation.rounds and not keeper.exhausted:
-        sent = {name: value for name, value in untrained.items() if name == ITEM_BIAS}
         strategy = FedMAML(settings, roster, optimizer, public.fingerprint, sent)
         _meta_train(grid, settings, strategy, keeper, done)
     keeper.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class Releases:
+    """How often nodes were asked for a release, counted on disk before they are: a run that is resumed asks again."""
+
+    folder: Path
+
+    def count(self, mechanism: str) -> None:
+        """Count one more."""
+        counted = self.counted()
+        write_json(self.folder / RELEASES_FILE, counted | {mechanism: counted.get(mechanism, 0) + 1})
+
+    def counted(self) -> dict[str, int]:
+        """Return the counts by mechanism."""
+        path = self.folder / RELEASES_FILE
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def _meta_train(grid: Grid, settings: Settings, strategy: FedMAML, keeper: "RunKeeper", done: int) -> None:
@@ -86,6 +115,8 @@ def _meta_train(grid: Grid, settings: Settings, strategy: FedMAML, keeper: "RunK
             progress.round_done(figures)
             return keeper.round_done(number, metrics)
 
+        if keeper.roster.privacy is not None:
+            strategy.asking = lambda number: keeper.releases.count(META_UPDATE)
         strategy.start(
             grid,
             strategy.arrays(done),
@@ -93,6 +124,7 @@ def _meta_train(grid: Grid, settings: Settings, strategy: FedMAML, keeper: "RunK
             timeout=limits.round_timeout,
             first_round=done + 1,
             round_done=round_done,
+            stopped=keeper.stopped,
         )
 
 
@@ -102,11 +134,18 @@ def announce(notice: str) -> None:
     logger.warning(notice)
 
 
-def enroll_nodes(grid: Grid, settings: Settings, public: ItemFeatures) -> Roster:
+def enroll_nodes(grid: Grid, settings: Settings, public: ItemFeatures, *, popularity: bool = True) -> Roster:
     """Wait for the nodes and ask who they are and how often each item occurs in their meta-training histories.
+
+    Args:
+        grid: Connects the nodes.
+        settings: The run's settings.
+        public: The run's items.
+        popularity: Whether item counts are wanted, too.
 
     Raises:
         FederationError: Too few nodes are connected, or answer.
+        PrivacyError: Nodes declared terms that do not go together.
     """
     limits = settings.federation
     nodes = wait_for_nodes(grid, limits.min_nodes, limits.round_timeout)
@@ -114,13 +153,13 @@ def enroll_nodes(grid: Grid, settings: Settings, public: ItemFeatures) -> Roster
         raise FederationError(
             f"{len(nodes)} nodes connected within {limits.round_timeout:g} s; federation.min-nodes: {limits.min_nodes}"
         )
-    request = wire.pack_request(EnrollmentRequest(catalogue=public.fingerprint))
+    request = wire.pack_request(EnrollmentRequest(catalogue=public.fingerprint, popularity=popularity))
     items = len(public.items.positions)
     tally = Tally(sent=len(nodes), folds=folds_replies(grid))
     replies = deliver(grid, Broadcast(content=request, nodes=nodes, kind="query"), limits.round_timeout)
     answers = list(tally.read(replies, lambda content: _enrollment(content, items, folds=tally.folds)))
     tally.check(limits)
-    return Roster.of(answers)
+    return Roster.of(answers, federation_privacy(answers, settings))
 
 
 def _enrollment(content: RecordDict, items: int, *, folds: bool) -> Enrollment:
@@ -136,10 +175,17 @@ def _enrollment(content: RecordDict, items: int, *, folds: bool) -> Enrollment:
 
 
 def initial_parameters(settings: Settings, public: ItemFeatures, roster: Roster) -> Parameters:
-    """Draw the first meta-initialization; its score bias is the log popularity that the nodes reported."""
-    model = initial_model(settings, public.text)
-    parameters = {name: value.detach() for name, value in model.named_parameters()}
-    parameters[ITEM_BIAS] = torch.from_numpy(roster.log_popularity())
+    """Return the first meta-initialization: drawn, or that of a warm start.
+
+    Its score bias is the log popularity that the nodes reported, if they did.
+    """
+    if settings.run.init:
+        parameters = warm_parameters(settings, public)
+    else:
+        model = initial_model(settings, public.text)
+        parameters = {name: value.detach() for name, value in model.named_parameters()}
+    if roster.item_counts.any() or not settings.run.init:
+        parameters[ITEM_BIAS] = torch.from_numpy(roster.log_popularity())
     return parameters
 
 
@@ -154,6 +200,7 @@ class RunKeeper:
     optimizer: OuterOptimizer
     untrained: Parameters
     best: Best
+    releases: Releases
 
     @property
     def exhausted(self) -> bool:
@@ -184,11 +231,17 @@ class RunKeeper:
             save_resume_point(self._resume_point(number), self.folder)
         return not stop
 
+    def stopped(self, number: int) -> None:
+        """Keep what there is after round ``number``: too few nodes are left to go on."""
+        self._save_checkpoint(number, None)
+        self.best = Best(round_number=number)
+        save_resume_point(self._resume_point(number), self.folder)
+
     def finish(self) -> None:
         """Write what the run came to, for whoever reports on it."""
         rounds = read_metrics(self.folder / METRICS_FILE)
         seconds = sum(line["seconds"] for line in rounds)
-        users = sum(line["users"] for line in rounds)
+        users = sum(line.get("users", line["weight"]) for line in rounds)
         training = {
             "rounds": len(rounds),
             "best_round": self.best.round_number,
@@ -196,6 +249,7 @@ class RunKeeper:
             "text_encoder": self.public.features.encoder,
             "nodes": len(self.roster.training),
             "training_users": self.roster.training.total,
+            "privacy": self._privacy(len(rounds)),
             "train": {
                 "wall_seconds": seconds,
                 "users_per_second": users / seconds if seconds else 0.0,
@@ -204,6 +258,19 @@ class RunKeeper:
             },
         }
         write_json(self.folder / TRAINING_FILE, training)
+
+    def _privacy(self, rounds: int) -> dict[str, Any] | None:
+        """Return the guarantee of the run so far, by the releases that nodes were asked for."""
+        privacy = self.roster.privacy
+        if privacy is None:
+            return None
+        counted = self.releases.counted()
+        # Simulated noise is addressed by the round: a round that is run again releases the same again.
+        asked = rounds if privacy.terms.randomness == "simulated" else counted.get(META_UPDATE, 0)
+        if privacy.terms.mode == "local":
+            users = len(self.roster.training)
+            asked = math.ceil(asked * min(self.settings.federation.cohort, users) / users)
+        return privacy.report(asked, popularity=counted.get(POPULARITY, 0) > 0)
 
     def _save_checkpoint(self, number: int, value: float | None) -> None:
         save_checkpoint(
@@ -224,6 +291,7 @@ class RunKeeper:
         return ResumePoint(
             round_number=number,
             parameters=self.optimizer.parameters,
+            untrained={ITEM_BIAS: self.untrained[ITEM_BIAS]} if ITEM_BIAS in self.untrained else {},
             optimizer=self.optimizer.state(),
             best=self.best,
             roster=self.roster.fingerprint,

@@ -19,7 +19,8 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from metarec_shared import wire
 from metarec_shared.broadcast import Broadcast, Kind, NodeIds
-from metarec_shared.exchange import EvaluateRequest, Parameters, TrainRequest
+from metarec_shared.errors import WireError
+from metarec_shared.exchange import EvaluateRequest, MetaUpdate, Parameters, TrainRequest
 from metarec_shared.randomness import generator
 from metarec_shared.settings import Settings
 from metarec_shared.split import Role
@@ -58,6 +59,8 @@ class FedMAML(Strategy):
         self._catalogue = catalogue
         self._untrained = untrained or {}
         self._tally = Tally()
+        self.asking: Callable[[int], None] = lambda server_round: None
+        """Called before nodes are asked for meta-updates, with the round."""
 
     def summary(self) -> None:
         """Log what is about to run."""
@@ -71,6 +74,7 @@ class FedMAML(Strategy):
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Broadcast:
         """Ask a cohort for meta-updates; all messages share one content."""
+        self.asking(server_round)
         cohort = self._roster.cohort(self._settings.run.seed, server_round, self._settings.federation.cohort)
         request = TrainRequest(
             round_number=server_round,
@@ -91,27 +95,61 @@ class FedMAML(Strategy):
         tally, like = self._tally, self._optimizer.parameters
         total = {name: torch.zeros_like(value) for name, value in like.items()}
         weight = loss = 0.0
-        users = 0
-        for update in tally.read(replies, lambda content: wire.unpack_meta_update(content, like)):
+        users: int | None = 0
+        for update in tally.read(replies, self._unpacked):
             for name, gradient in update.gradients.items():
                 total[name] += gradient
-            weight, loss, users = weight + update.weight, loss + update.loss, users + update.users
+            weight += update.weight
+            if update.loss is None or update.users is None or users is None:
+                users = None  # the nodes keep it for their users' privacy
+            else:
+                loss, users = loss + update.loss, users + update.users
+        self._let_go(tally.refused)
+        if self.too_few_left:
+            return None, None
         tally.check(self._settings.federation)
         metrics = MetricRecord(
             {
-                "users": users,
+                "weight": weight,
                 "nodes": tally.answered,
                 "failures": tally.failures,
                 "bytes_down": tally.bytes_down,
                 "bytes_up": tally.bytes_up,
             }
         )
+        if users is not None:
+            metrics["users"] = users
         if users:
             metrics["train_loss"] = loss / users
         if weight > 0:
+            if self._roster.privacy is not None:
+                total = self._roster.privacy.sum_noised(total, server_round)
             mean = {name: gradient.div_(weight) for name, gradient in total.items()}
             metrics["learning_rate"] = self._optimizer.step(mean, server_round)
         return self.arrays(server_round), metrics
+
+    @property
+    def too_few_left(self) -> bool:
+        """Whether so many nodes have refused that the run cannot go on."""
+        return len(self._roster.training) < self._settings.federation.min_nodes
+
+    def _unpacked(self, content: RecordDict) -> MetaUpdate:
+        """Read a meta-update; one that is raw is none where nodes said that theirs are not.
+
+        Raises:
+            WireError: It cannot be used.
+        """
+        update = wire.unpack_meta_update(content, self._optimizer.parameters)
+        privacy = self._roster.privacy
+        if privacy is not None and not privacy.raw and update.users is not None:
+            raise WireError("a raw meta-update from a node that declared terms of privacy")
+        return update
+
+    def _let_go(self, refused: set[int]) -> None:
+        """Ask nodes that refused no more in this run."""
+        if refused:
+            self._roster = self._roster.without(refused)
+            logger.warning("%d nodes refused; %d are left", len(refused), len(self._roster.training))
 
     def arrays(self, server_round: int) -> ArrayRecord:
         """Return what the nodes need of the meta-initialization after a round, rounded to the bits that travel."""
@@ -124,7 +162,8 @@ class FedMAML(Strategy):
         """Ask nodes with validation users for the metrics of the averaged parameters, on evaluation rounds."""
         settings = self._settings
         last = server_round == settings.federation.rounds
-        if server_round % settings.federation.evaluate_every and not last:
+        guarded = self._roster.privacy is not None  # nobody noises metrics, so the last round is kept
+        if guarded or (server_round % settings.federation.evaluate_every and not last):
             return self._broadcast(grid, "evaluate", RecordDict(), (), server_round)
         judges = self._roster.judges(settings.run.seed, settings.evaluation.users)
         request = EvaluateRequest(
@@ -168,12 +207,14 @@ class FedMAML(Strategy):
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
         first_round: int = 1,
         round_done: RoundDone | None = None,
+        stopped: Callable[[int], None] | None = None,
     ) -> Result:
         """Run rounds ``first_round..num_rounds``; Flower's own loop always begins at 1 and holds every reply.
 
         Args:
             first_round: Where to begin, greater than 1 after a resume.
             round_done: Called after every round; stops the run by returning False.
+            stopped: Called with the last finished round when too few nodes are left, because the others refused.
         """
         self.summary()
         result, arrays, empty = Result(), initial_arrays, ConfigRecord()
@@ -181,6 +222,11 @@ class FedMAML(Strategy):
             began = time.monotonic()
             messages = self.configure_train(current, arrays, train_config or empty, grid)
             updated, metrics = self.aggregate_train(current, deliver(grid, messages, timeout))
+            if self.too_few_left:
+                logger.warning("stopped after round %d: too few nodes are left, the others refused", current - 1)
+                if stopped is not None:
+                    stopped(current - 1)
+                break
             arrays = updated if updated is not None else arrays
             metrics = metrics if metrics is not None else MetricRecord()
             metrics["seconds"] = time.monotonic() - began

@@ -66,7 +66,7 @@ class Progress:
         """Take in one round's figures, those that go to metrics.jsonl."""
         with self._lock:
             now = self._clock()
-            self._recent.append((now - self._last, metrics.get("users", 0)))
+            self._recent.append((now - self._last, metrics.get("users", metrics.get("weight", 0))))
             self._last, self._done = now, int(metrics["round"])
             self._failures += int(metrics.get("failures", 0))
             evaluated = self._take_validation(metrics)

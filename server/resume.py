@@ -43,6 +43,7 @@ class ResumePoint:
     Attributes:
         round_number: The last finished round.
         parameters: The meta-initialization after it.
+        untrained: Parameters that travel but are not trained.
         optimizer: State of the outer optimizer.
         best: The best round so far; its parameters stand in the run's checkpoint.
         roster: Fingerprint of the nodes and their data.
@@ -52,6 +53,7 @@ class ResumePoint:
 
     round_number: int
     parameters: Parameters
+    untrained: Parameters
     optimizer: dict[str, Tensor]
     best: Best
     roster: str
@@ -62,6 +64,7 @@ class ResumePoint:
 def save_resume_point(point: ResumePoint, folder: Path) -> None:
     """Write the resume point atomically, over the one before."""
     tensors = {f"parameters/{name}": value for name, value in point.parameters.items()}
+    tensors |= {f"untrained/{name}": value for name, value in point.untrained.items()}
     tensors |= {f"optimizer/{name}": value for name, value in point.optimizer.items()}
     description = {
         "round": point.round_number,
@@ -92,6 +95,7 @@ def load_resume_point(folder: Path, settings: Settings, roster: str, items: str)
     return ResumePoint(
         round_number=description["round"],
         parameters=tensors_below(tensors, "parameters/"),
+        untrained=tensors_below(tensors, "untrained/"),
         optimizer=tensors_below(tensors, "optimizer/"),
         best=Best(round_number=best["round"], value=best["value"], stale=best["stale"]),
         roster=roster,

@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +13,7 @@ from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import FederationError
 from metarec_shared.exchange import Enrollment
 from metarec_shared.randomness import generator
+from server.privacy import FederationPrivacy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,26 @@ class Members:
         """Users over all nodes."""
         return int(self.users.sum())
 
+    def all_at(self, rate: float) -> Cohort:
+        """Return all nodes, whose users take part with a chance that is part of their terms of privacy."""
+        return Cohort(nodes=self.nodes, sampling_rate=rate)
+
+    def in_turn(self, count: int, seed: int, round_number: int) -> Cohort:
+        """Return the next ``count`` nodes of a shuffled list that is gone through again and again.
+
+        So nobody is asked once more than anybody else has to be: over ``rounds`` at most ceil(rounds * count / nodes)
+        times.
+        """
+        places = np.arange((round_number - 1) * count, round_number * count)
+        passes = places // len(self)
+        chosen = np.concatenate(
+            [
+                generator(seed, "pass", int(one)).permutation(len(self))[places[passes == one] % len(self)]
+                for one in np.unique(passes)
+            ]
+        )
+        return Cohort(nodes=self.nodes[np.unique(chosen)], sampling_rate=1.0)
+
     def sample(self, users: int, draw: np.random.Generator) -> Cohort:
         """Sample nodes so that about ``users`` users take part.
 
@@ -68,19 +90,25 @@ class Roster:
         names: Names of the nodes that hold meta-training users, strings [training nodes].
         training: These nodes.
         validation: Nodes that hold validation users.
-        item_counts: Meta-training users who interacted with each item, int64 [items].
+        item_counts: Meta-training users who interacted with each item, float64 [items].
         rating_scale: Scale of the ratings; None where there are none.
+        privacy: What the nodes do for their users' privacy; None: nothing.
     """
 
     names: NDArray[np.str_]
     training: Members
     validation: Members
-    item_counts: NDArray[np.int64]
+    item_counts: NDArray[np.float64]
     rating_scale: RatingScale | None
+    privacy: FederationPrivacy | None = None
 
     @classmethod
-    def of(cls, enrollments: list[Enrollment]) -> "Roster":
+    def of(cls, enrollments: list[Enrollment], privacy: FederationPrivacy | None = None) -> "Roster":
         """Sum up the answers of all nodes.
+
+        Args:
+            enrollments: Their answers.
+            privacy: What they declared.
 
         Raises:
             FederationError: No node can meta-train, or two nodes bear one name.
@@ -102,14 +130,26 @@ class Roster:
             names=names[training > 0],
             training=Members(nodes=ids[training > 0], users=training[training > 0]),
             validation=Members(nodes=ids[validation > 0], users=validation[validation > 0]),
-            item_counts=np.sum([answer.item_counts for answer in enrollments], axis=0),
+            item_counts=_counts(enrollments, privacy),
             rating_scale=RatingScale.widest(answer.rating_scale for answer in enrollments),
+            privacy=privacy,
+        )
+
+    def without(self, nodes: Collection[int]) -> "Roster":
+        """Return the roster without some nodes, by Flower's ids."""
+        gone = np.array(sorted(nodes), dtype=np.uint64)
+        left = ~np.isin(self.training.nodes, gone)
+        return replace(
+            self,
+            names=self.names[left],
+            training=Members(nodes=self.training.nodes[left], users=self.training.users[left]),
         )
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of who enrolled with how many users and interactions: another data set has another one."""
-        digest = hashlib.blake2b(self.item_counts.tobytes(), digest_size=16)
+        counts = b"" if self.privacy is not None else self.item_counts.tobytes()  # noise is another every time
+        digest = hashlib.blake2b(counts, digest_size=16)
         for column in (self.names.astype("U"), self.training.users):
             digest.update(f"{column.dtype} {len(column)}".encode())
             digest.update(np.ascontiguousarray(column).data)
@@ -117,7 +157,15 @@ class Roster:
         return digest.hexdigest()
 
     def cohort(self, seed: int, round_number: int, users: int) -> Cohort:
-        """Sample the nodes of a round."""
+        """Sample the nodes of a round.
+
+        Under terms of privacy all nodes are asked, and their own coins decide, or each device in turn: the server's
+        choice of nodes is no secret and amplifies nothing.
+        """
+        if self.privacy is not None and self.privacy.terms.mode == "local":
+            return self.training.in_turn(min(users, len(self.training)), seed, round_number)
+        if self.privacy is not None:
+            return self.training.all_at(self.privacy.terms.sampling_rate)
         return self.training.sample(users, generator(seed, "cohort", round_number))
 
     def judges(self, seed: int, users: int) -> Cohort:
@@ -126,5 +174,13 @@ class Roster:
 
     def log_popularity(self) -> NDArray[np.float32]:
         """Return the logarithm of each item's smoothed share of interactions, where the score bias starts."""
-        counts = self.item_counts.astype(np.float64) + 1.0
+        smoothing = 1.0 if self.privacy is None else self.privacy.smoothing(len(self.training))
+        counts = self.item_counts + smoothing
         return np.asarray(np.log(counts / counts.sum()), dtype=np.float32)
+
+
+def _counts(enrollments: list[Enrollment], privacy: FederationPrivacy | None) -> NDArray[np.float64]:
+    counts: NDArray[np.float64] = np.sum([answer.item_counts for answer in enrollments], axis=0)
+    if privacy is None:
+        return counts
+    return privacy.counts_noised(counts, sum(int(answer.training_users.sum()) for answer in enrollments))

@@ -29,6 +29,15 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
+class PrivacyMode(StrEnum):
+    """Who clips users' meta-gradients and who adds noise to them."""
+
+    NONE = "none"
+    SITE = "site"
+    CENTRAL = "central"
+    LOCAL = "local"
+
+
 class Protocol(StrEnum):
     """Who and what is ranked."""
 
@@ -59,6 +68,16 @@ def simulate(
     memory_gb: Annotated[
         float | None, typer.Option(min=0, help="Memory the process may take; larger cohorts are computed in parts.")
     ] = None,
+    init: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Start from this run, for example one on public data.")
+    ] = None,
+    privacy: Annotated[
+        PrivacyMode | None, typer.Option(help="Differential privacy of a user's whole history: who adds noise.")
+    ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(min=0, help="Privacy budget of the whole run; the noise is solved for.")
+    ] = None,
+    delta: Annotated[float | None, typer.Option(min=0, help="Chance that epsilon does not hold.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     hold_out_items: Annotated[
         float | None, typer.Option(min=0, max=0.9, help="Share of items hidden from training, for cold-item.")
@@ -76,11 +95,15 @@ def simulate(
         "run.device": None if device is None else device.value,
         "run.seed": seed,
         "run.memory-gb": memory_gb,
+        "run.init": None if init is None else str(init),
         "run.resume": resume or None,
+        "privacy.mode": None if privacy is None else privacy.value,
+        "privacy.epsilon": epsilon,
+        "privacy.delta": delta,
         "federation.nodes": 0 if one_node_per_user else nodes,
         "data.hold-out-items": hold_out_items,
     }
-    settings = _settings(config, assignments or [], options)
+    settings = run_settings(config, assignments or [], options)
 
     from rich.console import Console
 
@@ -130,15 +153,29 @@ def evaluate(
     print_cells(console, figures["cells"], figures["k"], figures["users"])
 
 
-def _settings(config: Path | None, assignments: list[str], options: dict[str, Any]) -> "Settings":
-    from metarec_shared.settings import Settings, load_toml, parse_assignments
+def run_settings(config: Path | None, assignments: list[str], options: dict[str, Any]) -> "Settings":
+    """Return the settings that a file, assignments and options make, each stronger than the one before.
+
+    Raises:
+        SettingsError: One of them is unknown or out of range.
+    """
+    from metarec_shared.settings import PRIVATE_DEFAULTS, Settings, load_toml, parse_assignments
     from server.federation import default_out
 
+    given = {} if config is None else load_toml(config)
+    sources = [
+        (given, str(config)),
+        (parse_assignments(assignments), "--set"),
+        ({key: value for key, value in options.items() if value is not None}, "options"),
+    ]
+    values = {key: value for part, _ in sources for key, value in part.items()}
     settings = Settings()
-    if config is not None:
-        settings = settings.with_values(load_toml(config), str(config))
-    settings = settings.with_values(parse_assignments(assignments), "--set")
-    settings = settings.with_values({key: value for key, value in options.items() if value is not None}, "options")
+    if values.get("privacy.mode", "none") != "none":
+        settings = settings.with_values(PRIVATE_DEFAULTS, "defaults")
+        if not values.get("run.init"):  # ID vectors are not released: without a warm start they would stay noise
+            settings = settings.with_values({"model.item-ids": bool(values.get("privacy.item-ids"))}, "defaults")
+    for part, source in sources:
+        settings = settings.with_values(part, source)
     if not settings.run.out:
         settings = replace(settings, run=replace(settings.run, out=default_out()))
     return settings

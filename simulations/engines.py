@@ -15,7 +15,7 @@ from flwr.supercore import telemetry
 from numpy.typing import NDArray
 
 from client.app import app as client_app
-from client.data_source import load_learner, load_partition, load_population, simulated_nodes
+from client.data_source import load_learner, load_partition, load_population, simulated_guard, simulated_nodes
 from client.node import Nodes
 from metarec_shared.errors import FederationError, SettingsError
 from metarec_shared.settings import Settings
@@ -81,13 +81,16 @@ ENGINES = {"in-process": run_in_process, "ray": run_on_ray}
 
 
 def node_count(settings: Settings) -> int:
-    """Return the number of simulated nodes; by default one a user.
+    """Return the number of simulated nodes; by default one a user, and one site where that clips and noises.
 
     Raises:
         SettingsError: There are more nodes than users.
+        PrivacyError: The settings do not determine the terms of privacy, or a site would have too few users.
     """
-    nodes = settings.federation.nodes or len(load_population(settings).interactions)
+    default = 1 if settings.privacy.mode == "site" else len(load_population(settings).interactions)
+    nodes = settings.federation.nodes or default
     load_partition(settings, nodes)
+    simulated_guard(settings, nodes)
     return nodes
 
 

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from client.app import answer, public_reason
 from client.learner import Learner
 from client.node import Nodes
+from metarec_shared import wire
 from metarec_shared.broadcast import Broadcast
+from metarec_shared.errors import Refusal
 
 NODE_FAILED = 1
 """Error code of a reply whose node raised, as Flower's other engines give it."""
@@ -111,6 +113,8 @@ class InProcessGrid(Grid):
     def _answer_one(self, identifier: str, question: Message) -> Message:
         try:
             content: RecordDict | Error = self._content(np.array([question.metadata.dst_node_id]), question)
+        except Refusal as refusal:
+            content = wire.pack_refusal(refusal)
         except Exception as error:  # whatever a node raises is that node's failure, not the federation's
             content = Error(code=NODE_FAILED, reason=public_reason(error))
         return _reply(identifier, question, content)

@@ -83,6 +83,12 @@ def cold_user(population: Population, users: NDArray[np.int64], cell: Cell, meth
     return {"support": cell.support, "query": cell.query, "users": len(tasks), **figures}
 
 
+def popularity_baseline(population: Population, items: int) -> dict[str, Scorer]:
+    """Return the baseline that has nothing to tune."""
+    train = population.interactions.take(population.users(Role.TRAINING))
+    return {"popularity": baseline_scorer(fit_popularity(train, items))}
+
+
 def tuned_baselines(
     population: Population, items: int, cells: Sequence[Cell], judged: int, say: Say
 ) -> dict[Cell, dict[str, Scorer]]:
@@ -96,9 +102,8 @@ def tuned_baselines(
         say: Told, in a line each, what happens next.
     """
     train = population.interactions.take(population.users(Role.TRAINING))
-    popularity = fit_popularity(train, items)
     validations = {cell: v for cell in cells if (v := _validation(population, cell, judged)) is not None}
-    methods: dict[Cell, dict[str, Scorer]] = {cell: {"popularity": baseline_scorer(popularity)} for cell in cells}
+    methods: dict[Cell, dict[str, Scorer]] = {cell: popularity_baseline(population, items) for cell in cells}
     if len(validations) < len(cells):
         say("too few validation users are long enough to tune item-kNN and EASE everywhere; they are left out there")
     if validations:

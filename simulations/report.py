@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from metarec_shared.comparison import Comparison, compare, show
 from metarec_shared.errors import CheckpointError
 from metarec_shared.files import write_text
-from metarec_shared.model_card import NO_PRIVACY
+from metarec_shared.model_card import NO_PRIVACY, privacy_facts
 from metarec_shared.settings import flatten
 from server.recorder import METRICS_FILE, read_metrics
 from simulations.report_charts import learning_curve, method_bars
@@ -58,7 +58,7 @@ def write_report(run: Path, samples: Sequence[SampleRecommendation]) -> Path:
         curves=_curves(result, rounds, not_adapted),
         settings={key: _setting(value) for key, value in flatten(settings, str(run / "settings.json")).items()},
         samples=[_shortened(sample) for sample in samples],
-        privacy=result.get("privacy"),
+        privacy=privacy_facts(result["privacy"]) if result.get("privacy") else None,
         no_privacy=NO_PRIVACY,
         **_header(result),
         **_comparisons(result),

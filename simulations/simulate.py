@@ -20,7 +20,16 @@ from metarec_shared.split import Role
 from server.federation import TRAINING_FILE, check_folder
 from server.resume import RESUME_FILE
 from simulations.engines import ENGINES
-from simulations.protocols import Cell, Say, cold_item, cold_user, model_methods, orders_of, tuned_baselines
+from simulations.protocols import (
+    Cell,
+    Say,
+    cold_item,
+    cold_user,
+    model_methods,
+    orders_of,
+    popularity_baseline,
+    tuned_baselines,
+)
 from simulations.report import SampleRecommendation, write_report
 
 RESULT_FILE = "result.json"
@@ -52,7 +61,7 @@ def simulate(settings: Settings, engine: str, say: Say, *, baselines: bool = Tru
     say(f"meta-training on {_sizes(dataset)}")
     ENGINES[engine](settings)
     ablation = None
-    if baselines and settings.adaptation.steps:
+    if baselines and settings.adaptation.steps and settings.privacy.mode == "none":
         say("training the same model without an inner loop (not_adapted)")
         ENGINES[engine](_ablation_settings(settings))
         ablation = load_checkpoint(folder / ABLATION_FOLDER)
@@ -78,7 +87,10 @@ def evaluate_run(
         Cell(order=order, support=sizes.support, query=sizes.query, k=sizes.k)
         for order in orders_of(dataset.interactions)
     ]
-    tuned = tuned_baselines(population, len(dataset.catalogue), cells, sizes.users, say) if baselines else {}
+    if baselines:
+        tuned = tuned_baselines(population, len(dataset.catalogue), cells, sizes.users, say)
+    else:
+        tuned = dict.fromkeys(cells, popularity_baseline(population, len(dataset.catalogue)))
     methods = model_methods(checkpoint, ablation)
     for cell in cells:
         say(f"evaluating {len(users)} test users, {cell.order} order")
@@ -160,7 +172,6 @@ def _describe(settings: Settings, engine: str, dataset: Dataset, folder: Path) -
         "engine": engine,
         "device": str(resolve_device(settings.run.device)),
         **training,
-        "privacy": None,
     }
 
 

@@ -41,7 +41,7 @@ def read_dataset(directory: Path, settings: DataSettings) -> Dataset:
     Raises:
         DataError: The folder is missing, is in no known layout or in two, or its files cannot be read or used.
     """
-    layout = _layout_of(directory, items_only=False)
+    layout = layout_of(directory, items_only=False)
     if isinstance(layout, TableLayout):
         return _read_tables(directory, layout, settings)
     return _rescaled(read_packed(directory), settings)
@@ -53,7 +53,7 @@ def read_catalogue(directory: Path, settings: DataSettings) -> Catalogue:
     Raises:
         DataError: The folder is missing, is in no known layout or in two, or its items cannot be read.
     """
-    layout = _layout_of(directory, items_only=True)
+    layout = layout_of(directory, items_only=True)
     if not isinstance(layout, TableLayout):
         return read_packed_catalogue(directory)
     items_file = layout.find_items(directory)
@@ -89,7 +89,16 @@ def _rescaled(dataset: Dataset, settings: DataSettings) -> Dataset:
     return replace(dataset, rating_scale=scale)
 
 
-def _layout_of(directory: Path, *, items_only: bool) -> Layout:
+def layout_of(directory: Path, *, items_only: bool = False) -> Layout:
+    """Return the layout of a folder.
+
+    Args:
+        directory: The folder.
+        items_only: Whether it may lack interactions.
+
+    Raises:
+        DataError: The folder is missing, or is in no known layout or in two.
+    """
     if not directory.is_dir():
         raise DataError(f"{directory}: {'is no folder' if directory.exists() else 'no such folder'}")
     claimed: dict[Path, Layout] = {}

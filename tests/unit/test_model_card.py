@@ -70,10 +70,21 @@ def test_a_run_without_privacy_says_what_leaves_the_nodes():
 
 
 def test_a_private_run_says_its_unit_and_its_budget():
-    card = model_card(_result(privacy={"mode": "site", "epsilon": 8.0, "delta": 1e-5}), _SETTINGS)
-    assert "Unit of privacy: user" in card
-    assert "- epsilon: 8.0" in card
-    assert "There is no guarantee" not in card
+    mechanism = {"name": "meta-update", "noise_multiplier": 0.94, "sampling_rate": 0.1, "releases": 100}
+    privacy = {
+        "mode": "site",
+        "unit": "user",
+        "epsilon": 8.0,
+        "delta": 1e-5,
+        "noise": "simulated noise",
+        "mechanisms": [mechanism],
+    }
+    card = model_card(_result(privacy=privacy), _SETTINGS)
+    assert "Unit of privacy: user: one user's whole history" in card
+    assert "Guarantee: epsilon 8, delta 1e-05 (simulated noise: whoever has the seed can undo it)" in card
+    assert "100 x meta-update (noise multiplier 0.94, sampling rate 0.1)" in card
+    card = model_card(_result(privacy=privacy | {"epsilon": None}), _SETTINGS)
+    assert "Guarantee: none: not everything that left was noised" in card
 
 
 def test_a_checkpoint_in_mid_training_has_a_card_without_figures():

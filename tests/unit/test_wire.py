@@ -195,7 +195,7 @@ def test_a_request_has_its_values_and_no_others(missing: str) -> None:
 
 
 def test_an_enrolment_over_another_catalogue_is_refused() -> None:
-    with pytest.raises(WireError, match="item_counts must be 4 counts, got int64 of shape"):
+    with pytest.raises(WireError, match="item_counts must be 4 counts, got float64 of shape"):
         wire.unpack_enrollment(wire.pack_enrollment(an_enrollment()), 4)
 
 

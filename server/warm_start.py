@@ -1,0 +1,42 @@
+"""A public warm start: a run that begins where a run on public data ended, its catalogue another one if need be."""
+
+from pathlib import Path
+
+import numpy as np
+
+from metarec_shared.checkpoint import load_checkpoint
+from metarec_shared.errors import CheckpointError
+from metarec_shared.exchange import Parameters
+from metarec_shared.settings import Settings
+from metarec_shared.sources import ItemFeatures
+
+
+def warm_parameters(settings: Settings, public: ItemFeatures) -> Parameters:
+    """Return the parameters of the run in ``run.init`` for this run's catalogue.
+
+    Items with the same text are the same items; one that the earlier run did not know has no ID vector, and the lowest
+    score bias of those it knew.
+
+    Raises:
+        CheckpointError: The run cannot be read, or its model or text encoder is another one.
+    """
+    folder = Path(settings.run.init)
+    checkpoint = load_checkpoint(folder)
+    if checkpoint.text_encoder != public.features.encoder:
+        raise CheckpointError(
+            f"{folder}: text vectors came from {checkpoint.text_encoder}, this run's from {public.features.encoder}; "
+            "--init needs the same text encoder"
+        )
+    if checkpoint.settings.model != settings.model:
+        raise CheckpointError(f"{folder}: made with {checkpoint.settings.model}, this run has {settings.model}")
+    if checkpoint.settings.adaptation.parameters != settings.adaptation.parameters:
+        raise CheckpointError(
+            f"{folder}: made with adaptation.parameters = {checkpoint.settings.adaptation.parameters}, this run has "
+            f"{settings.adaptation.parameters}"
+        )
+    here_by_text = {text: position for position, text in enumerate(public.items.known.texts)}
+    known = checkpoint.items.known.texts
+    pairs = [(here_by_text[text], place) for place, text in enumerate(known) if text in here_by_text]
+    here, there = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    model = checkpoint.transferred(public.text, here, there)
+    return {name: value.detach() for name, value in model.named_parameters()}

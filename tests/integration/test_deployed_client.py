@@ -1,0 +1,262 @@
+"""The ClientApp of a deployed site: its own privacy file decides, whatever the run's configuration says."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, Message, RecordDict
+
+from client.app import app as client_app
+from client.privacy.ledger import Ledger
+from client.privacy.policy import load_policy
+from metarec_shared import wire
+from metarec_shared.errors import BudgetSpent, MetaRecError, PrivacyError, Refusal, SettingsError
+from metarec_shared.exchange import EnrollmentRequest, EvaluateRequest, Parameters, TrainRequest
+from metarec_shared.initialization import initial_model, travelling_names
+from metarec_shared.settings import Settings
+from metarec_shared.sources import load_item_features
+from metarec_shared.split import Role
+from simulations.grid import InProcessGrid  # noqa: F401 - gives this process the identity that Flower asks for
+from tests.integration.test_in_process_federation import make_grid
+from tests.small import small_settings
+
+ITEMS, USERS = 30, 150
+
+RUN = {
+    "privacy__mode": "site",
+    "privacy__noise_multiplier": 1.0,
+    "privacy__popularity_noise": 10.0,
+    "privacy__sampling_rate": 0.1,
+    "federation__clip_norm": 1.0,
+    "model__item_ids": False,
+}
+
+FILE = """
+[privacy]
+mode = "site"
+users = 120
+clip-norm = 1.0
+noise-multiplier = 1.0
+sampling-rate = 0.1
+popularity-noise = 10.0
+ledger = "ledger.sqlite"
+witness = "elsewhere/witness.json"
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """Make a site with data, a privacy file and a ledger."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    titles = [f"{i},A film about number {i}" for i in range(ITEMS)]
+    (tmp_path / "data" / "items.csv").write_text("\n".join(["item_id,title", *titles]) + "\n")
+    rows = [f"u{user},{item}" for user in range(USERS) for item in rng.permutation(ITEMS)[: rng.integers(4, 15)]]
+    (tmp_path / "data" / "interactions.csv").write_text("\n".join(["user_id,item_id", *rows]) + "\n")
+    (tmp_path / "privacy.toml").write_text(FILE)
+    make_ledger(tmp_path, 8.0)
+    make_grid(small_settings())  # Flower's identity of this process
+    return tmp_path
+
+
+def make_ledger(site: Path, epsilon: float) -> Ledger:
+    files = site / "ledger.sqlite", site / "elsewhere" / "witness.json"
+    for file in files:
+        file.unlink(missing_ok=True)
+    return Ledger.create(*files, epsilon=epsilon, delta=1e-5, plan=load_policy(site / "privacy.toml").plan())
+
+
+def open_ledger(site: Path) -> Ledger:
+    return Ledger.open(site / "ledger.sqlite", site / "elsewhere" / "witness.json")
+
+
+def ask(
+    site: Path, kind: str, *, rate: float = 0.1, round_number: int = 1, file: bool = True, **values: Any
+) -> RecordDict:
+    """Send a message to the site's ClientApp; return the content of its reply."""
+    server = small_settings(data__path=str(site / "data"), **RUN | values)
+    public = load_item_features(server)
+    model = initial_model(server, public.text)
+    parameters: Parameters = dict(model.named_parameters())
+    sent = {name: parameters[name] for name in travelling_names(server, parameters)}
+    requests = {
+        "query": EnrollmentRequest(catalogue=public.fingerprint),
+        "train": TrainRequest(
+            round_number=round_number, sampling_rate=rate, rating_scale=None, catalogue=public.fingerprint
+        ),
+        "evaluate": EvaluateRequest(
+            role=Role.VALIDATION, order="random", adapt=True, draws=1, sampling_rate=1.0, rating_scale=None,
+            catalogue=public.fingerprint,
+        ),
+    }  # fmt: skip
+    content = wire.pack_request(requests[kind], None if kind == "query" else wire.pack_parameters(sent))
+    node_config: dict[str, Any] = {"data-path": str(site / "data"), "name": "site-1"}
+    if file:
+        node_config["privacy-file"] = str(site / "privacy.toml")
+    run_config = {key: value for key, value in server.flat().items() if key != "data.path"}
+    context = Context(run_id=77, node_id=5, node_config=node_config, state=RecordDict(), run_config=run_config)
+    return client_app(Message(content, 5, kind), context).content
+
+
+def refusal(content: RecordDict) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        wire.check_refusal(content)
+    return caught.value
+
+
+def test_a_site_answers_a_run_that_keeps_to_its_file_and_charges_its_ledger(site: Path) -> None:
+    enrollment = wire.unpack_enrollment(ask(site, "query"), ITEMS)
+    assert enrollment.training_users.tolist() == [120]
+    assert enrollment.validation_users.tolist() == [0]
+    assert enrollment.terms is not None
+    assert (enrollment.terms.mode, enrollment.terms.noise_multiplier, enrollment.terms.randomness) == (
+        "site", 1.0, "secure"
+    )  # fmt: skip
+    replies = [ask(site, "train", round_number=number) for number in (1, 2)]
+    for reply in replies:
+        assert set(reply) == {"arrays", "numbers"}
+        assert dict(reply.metric_records["numbers"]) == {"weight": 12.0, "nodes": 1}
+    releases = open_ledger(site).releases()
+    assert [(one.mechanism.name, one.round_number) for one in releases] == [
+        ("popularity", 0), ("meta-update", 1), ("meta-update", 2)
+    ]  # fmt: skip
+    assert {one.run for one in releases} == {"77"}
+
+
+def test_noise_of_a_deployment_is_another_every_time(site: Path) -> None:
+    first, second = (wire.unpack_parameters(ask(site, "train").array_records["arrays"]) for _ in range(2))
+    assert not torch.equal(first["item_bias"], second["item_bias"])
+    assert all(value.std() > 0.3 for value in first.values() if value.numel() > 100)
+
+
+def test_what_a_site_declares_does_not_follow_its_data(site: Path) -> None:
+    rows = (site / "data" / "interactions.csv").read_text().splitlines()
+    (site / "data" / "interactions.csv").write_text("\n".join(rows[: len(rows) // 2]) + "\n")
+    enrollment = wire.unpack_enrollment(ask(site, "query"), ITEMS)
+    assert enrollment.training_users.tolist() == [120]
+    assert ask(site, "train").metric_records["numbers"]["weight"] == 12.0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"privacy__mode": "none"}, "privacy.mode is site here, the run's is none"),
+        ({"privacy__mode": "central"}, "privacy.mode is site here, the run's is central"),
+        ({"privacy__noise_multiplier": 0.0}, "give privacy.epsilon"),
+        ({"privacy__noise_multiplier": 0.5}, "noise-multiplier is at least 1 here, the run's is 0.5"),
+        ({"privacy__noise_multiplier": 0.0, "privacy__epsilon": float("inf")}, "noise-multiplier is at least 1 here"),
+        ({"privacy__sampling_rate": 1.0}, "sampling-rate is at most 0.1 here, the run's is 1"),
+        ({"federation__clip_norm": 1e9}, r"clip-norm is at most 1 here, the run's is 1e\+09"),
+        ({"federation__clip_norm": 0.0}, "needs federation.clip-norm above 0"),
+        ({"privacy__item_ids": True, "model__item_ids": True}, "item_ids: not released here"),
+        ({"privacy__delta": 1e-3}, "delta is at most 1e-05 here"),
+        ({"privacy__popularity_noise": 1.0}, "popularity-noise is at least 10 here, the run's is 1"),
+        ({"privacy__popularity_norm": 100.0}, "popularity-norm is at most 10 here"),
+        ({"privacy__randomness": "simulated"}, "privacy.randomness must be secure here"),
+    ],
+)
+def test_a_run_that_is_laxer_than_the_sites_file_is_refused(site: Path, values: dict[str, Any], message: str) -> None:
+    for kind in ("query", "train"):
+        assert message.replace("\\", "") in str(refusal(ask(site, kind, **values)))
+    assert not open_ledger(site).releases()
+
+
+def test_a_hostile_run_configuration_gets_nothing(site: Path) -> None:
+    hostile = {
+        "privacy__mode": "site", "privacy__noise_multiplier": 0.0, "privacy__epsilon": float("inf"),
+        "privacy__sampling_rate": 1.0, "federation__clip_norm": 1e9, "privacy__item_ids": True,
+        "model__item_ids": True,
+    }  # fmt: skip
+    reply = ask(site, "train", rate=1.0, **hostile)
+    assert isinstance(refusal(reply), Refusal)
+    assert not reply.array_records
+    assert not open_ledger(site).releases()
+
+
+def test_a_stricter_run_is_answered_as_strictly(site: Path) -> None:
+    values = {"privacy__noise_multiplier": 3.0, "privacy__sampling_rate": 0.05, "federation__clip_norm": 0.5}
+    reply = ask(site, "train", rate=0.05, **values)
+    assert reply.metric_records["numbers"]["weight"] == pytest.approx(6.0)
+    noise = wire.unpack_parameters(reply.array_records["arrays"])
+    spread = torch.cat([value.flatten() for value in noise.values()]).std()
+    assert 1.4 < float(spread) < 1.6
+
+
+def test_a_request_for_more_users_than_the_terms_allow_is_refused_before_anything_is_charged(site: Path) -> None:
+    assert "a sampling rate of 0.9 was asked for, at most 0.1" in str(refusal(ask(site, "train", rate=0.9)))
+    assert not open_ledger(site).releases()
+
+
+def test_metrics_of_users_are_not_released(site: Path) -> None:
+    assert "messages of type evaluate are not answered here" in str(refusal(ask(site, "evaluate")))
+
+
+def test_without_a_privacy_file_nothing_leaves(site: Path) -> None:
+    for kind in ("query", "train", "evaluate"):
+        assert "names no privacy-file" in str(refusal(ask(site, kind, file=False)))
+
+
+def test_a_site_whose_budget_is_spent_says_so(site: Path) -> None:
+    make_ledger(site, 2.6)
+    answered = 0
+    for number in range(1, 60):
+        reply = ask(site, "train", round_number=number)
+        if "refusal" in reply:
+            break
+        answered += 1
+    assert isinstance(refusal(reply), BudgetSpent)
+    assert 0 < answered == len(open_ledger(site).releases())
+    assert open_ledger(site).spent() <= 2.6
+
+
+@pytest.mark.parametrize("file", ["ledger.sqlite", "elsewhere/witness.json"])
+def test_without_its_ledger_a_site_releases_nothing(site: Path, file: str) -> None:
+    (site / file).unlink()
+    with pytest.raises(MetaRecError):
+        ask(site, "train")
+    with pytest.raises(MetaRecError):
+        ask(site, "query")
+
+
+def test_nothing_is_released_when_the_charge_fails(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Ledger, **_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Ledger, "charge", fail)
+    with pytest.raises(MetaRecError, match="OSError, see the node's log"):
+        ask(site, "train")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (("users = 120", "users = 99"), PrivacyError, "at least 100, got 99: .* take mode = central"),
+        (("users = 120", "users = -1"), SettingsError, "users must be at least 0"),
+        (('mode = "site"', 'mode = "sight"'), SettingsError, "mode must be one of none, site, central, local"),
+        (("clip-norm = 1.0", "clip = 1.0"), SettingsError, "unknown setting privacy.clip"),
+        (('witness = "elsewhere/witness.json"', ""), PrivacyError, "witness must name a second file"),
+        (("[privacy]", "[private]"), SettingsError, r"wanted one table \[privacy\], got private"),
+        (("users = 120", 'users = 120\nmessages = "train,gossip"'), SettingsError, "no type 'gossip'"),
+        (("users = 120", 'users = 120\nmessages = "evaluate"'), PrivacyError, "evaluation is not noised"),
+        (("users = 120", "users = 120 120"), SettingsError, "not TOML"),
+    ],
+)
+def test_a_privacy_file_that_does_not_protect_is_refused(
+    tmp_path: Path, change: tuple[str, str], error: type[Exception], message: str
+) -> None:
+    (tmp_path / "privacy.toml").write_text(FILE.replace(*change))
+    with pytest.raises(error, match=message):
+        load_policy(tmp_path / "privacy.toml")
+
+
+def test_a_site_that_protects_nobody_says_so_in_its_own_file(site: Path) -> None:
+    (site / "privacy.toml").write_text('[privacy]\nmode = "none"\n')
+    values = {"privacy__mode": "none", "federation__clip_norm": 0.0}
+    assert wire.unpack_enrollment(ask(site, "query", **values), ITEMS).terms is None
+    update = ask(site, "train", rate=1.0, **values)
+    assert update.metric_records["numbers"]["users"] > 0
+    assert "numbers" in ask(site, "evaluate", **values)
+    assert Settings().privacy.mode == "none"
