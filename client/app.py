@@ -11,7 +11,7 @@ from client.meta_update import evaluate_nodes, meta_update
 from client.node import Nodes, enroll
 from client.privacy.policy import site_guard, site_policy
 from metarec_shared import wire
-from metarec_shared.errors import MetaRecError, Refusal
+from metarec_shared.errors import DataError, MetaRecError, Refusal
 from metarec_shared.exchange import EnrollmentRequest, EvaluateRequest, TrainRequest
 from metarec_shared.randomness import generator
 from metarec_shared.settings import Settings
@@ -22,8 +22,12 @@ app = ClientApp()
 
 
 def public_reason(error: Exception) -> str:
-    """Return what the server may be told of an error: our own errors name no user and no interaction, others may."""
-    return str(error) if isinstance(error, MetaRecError) else f"{type(error).__name__}, see the node's log"
+    """Return what the server may be told of an error.
+
+    Our own name no user and no interaction; those of reading data quote a line of it, and others may quote anything.
+    """
+    told = isinstance(error, MetaRecError) and not isinstance(error, DataError)
+    return str(error) if told else f"{type(error).__name__}, see the node's log"
 
 
 def _load(message: Message, context: Context) -> tuple[Learner, Nodes]:
@@ -82,8 +86,8 @@ def handle(message: Message, context: Context) -> Message:
     except Refusal as refusal:
         logger.warning("refused a message of type %s: %s", message.metadata.message_type, refusal)
         return Message(wire.pack_refusal(refusal), reply_to=message)
-    except MetaRecError:
-        raise
     except Exception as error:
+        if isinstance(error, MetaRecError) and not isinstance(error, DataError):
+            raise
         logger.exception("a message of type %s could not be answered", message.metadata.message_type)
         raise MetaRecError(public_reason(error)) from None

@@ -87,12 +87,12 @@ class Learner:
             return None
         return draw_candidates(self.model.item_bias, count, self.settings.run.seed, round_number)
 
-    def separate_meta_gradient(self, batches_of: BatchesOf, round_number: int) -> MetaGradient:
+    def separate_meta_gradient(self, users: Iterable[Callable[[], Batch]], round_number: int) -> MetaGradient:
         """Return the sum of clipped meta-gradients, each user computed alone (``separately_clipped_sum``)."""
         with tiny_numbers_flushed():
             return separately_clipped_sum(
                 self.model,
-                batches_of(1),
+                users,
                 self.id_mask(round_number),
                 clip_norm=self.settings.federation.clip_norm,
                 released=self.released,

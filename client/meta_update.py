@@ -9,6 +9,7 @@ References:
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -52,11 +53,16 @@ def meta_update(learner: Learner, parameters: Parameters, nodes: Nodes, request:
     weights = _weights(learner, drawn, guard)
     shares = weights / np.maximum(drawn.expected, 1e-9)
 
+    weight_of = shares[drawn.nodes].astype(np.float32)
+
     def batches_of(size: int) -> Iterator[Batch]:
-        return _batches(learner, nodes, request, drawn, shares[drawn.nodes].astype(np.float32), size)
+        return _batches(learner, nodes, request, drawn, weight_of, size)
 
     if guard is not None and guard.trusts_no_server:
-        found = learner.separate_meta_gradient(batches_of, request.round_number)
+        alone = (
+            partial(_draw, learner, nodes, request, drawn, weight_of, slice(i, i + 1)) for i in range(len(weight_of))
+        )
+        found = learner.separate_meta_gradient(alone, request.round_number)
     else:
         found = learner.meta_gradient(batches_of, len(drawn.users), request.round_number)
     if guard is not None:
@@ -108,14 +114,9 @@ def _batches(
     learner: Learner, nodes: Nodes, request: TrainRequest, drawn: Drawn, weights: NDArray[np.float32], size: int
 ) -> Iterator[Batch]:
     """Draw the users' tasks in batches; while one is computed, the next is drawn beside it."""
-    settings, population = learner.settings, nodes.population
 
     def draw(start: int) -> Batch:
-        users = drawn.users[start : start + size]
-        tasks = population.training_tasks(
-            users, request.round_number, settings.tasks, settings.model.width, request.rating_scale
-        )
-        return tasks.to(learner.device), torch.from_numpy(weights[start : start + size]).to(learner.device)
+        return _draw(learner, nodes, request, drawn, weights, slice(start, start + size))
 
     starts = range(0, len(drawn.users), size)
     if len(starts) <= 1:
@@ -128,6 +129,17 @@ def _batches(
             if following < len(drawn.users):
                 coming = pool.submit(draw, following)
             yield batch
+
+
+def _draw(
+    learner: Learner, nodes: Nodes, request: TrainRequest, drawn: Drawn, weights: NDArray[np.float32], rows: slice
+) -> Batch:
+    """Draw the tasks of some of the drawn users."""
+    settings = learner.settings
+    tasks = nodes.population.training_tasks(
+        drawn.users[rows], request.round_number, settings.tasks, settings.model.width, request.rating_scale
+    )
+    return tasks.to(learner.device), torch.from_numpy(weights[rows]).to(learner.device)
 
 
 def _evaluation_batches(learner: Learner, nodes: Nodes, request: EvaluateRequest) -> list[TaskBatch]:

@@ -7,6 +7,7 @@ second pass. Else, and as the oracle of tests, per-user gradients are formed by 
 time.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +27,8 @@ from metarec_shared.tasks import TaskBatch
 
 USERS_CLIPPED_AT_ONCE = 64
 """Users whose ghost norms are computed together; memory grows with it."""
+
+logger = logging.getLogger(__name__)
 
 _ITEM_LAYERS = ("projection.", "item_ids", "item_norm.")
 _RAW_RATES = "adaptation.raw_rates"
@@ -129,7 +132,7 @@ def cohort_meta_gradient(
 
 def separately_clipped_sum(
     model: BertRecommender,
-    batches: Iterable[Batch],
+    users: Iterable[Callable[[], Batch]],
     id_mask: Bool[Tensor, " items"] | None = None,
     *,
     clip_norm: float,
@@ -145,10 +148,10 @@ def separately_clipped_sum(
 
     Args:
         model: The recommender at the meta-initialization.
-        batches: The cohort.
+        users: Draws the task of each user, a batch of one. A user for whom anything fails, and one whose gradient is
+            not finite, contributes nothing: an error would say that he is there.
         id_mask: Items whose ID vector is on; None: all.
-        clip_norm: Largest norm of a user's gradient over all released parameters. A user whose gradient is not finite
-            contributes nothing.
+        clip_norm: Largest norm of a user's gradient over all released parameters.
         released: Names of the parameters to differentiate in; None: all.
 
     Returns:
@@ -158,23 +161,25 @@ def separately_clipped_sum(
     parameters = _Sums.of(model, released).parameters
     total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in parameters.items()}
     losses, norms = [], []
-    for tasks, weights in batches:
-        for user in range(len(tasks)):
-            each = gradient_of(tasks.rows(user, user + 1))
+    for draw in users:
+        loss = norm = 0.0
+        try:
+            task, weight = draw()
+            each = gradient_of(task)
             squares = torch.stack([value.double().square().sum() for value in each.gradients.values()]).sum()
-            whole = bool(squares.isfinite())
-            norms.append(squares.sqrt() if whole else torch.zeros_like(squares))
-            losses.append(each.losses.double().sum() if whole else torch.zeros_like(squares))
-            if not whole:
-                continue
-            scale = clip_factors(squares, clip_norm) * weights[user].double()
-            for name, value in each.gradients.items():
-                total[name].add_(value.double() * scale)
-    none = torch.zeros(0, dtype=torch.float64)
+            contribution = clip_factors(squares, clip_norm) * weight[0].double()
+            if bool(squares.isfinite()):
+                loss, norm = float(each.losses[0]), float(squares.sqrt())
+                for name, value in each.gradients.items():
+                    total[name].add_(value.double() * contribution)
+        except Exception:
+            logger.warning("a user's meta-gradient could not be computed; it counts as zero")
+        losses.append(loss)
+        norms.append(norm)
     return MetaGradient(
         gradients=total,
-        losses=torch.stack(losses) if losses else none,
-        norms=torch.stack(norms) if norms else none,
+        losses=torch.tensor(losses, dtype=torch.float64),
+        norms=torch.tensor(norms, dtype=torch.float64),
     )
 
 

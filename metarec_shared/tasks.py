@@ -88,9 +88,9 @@ def feedback_levels(ratings: NDArray[np.float32], scale: RatingScale | None) -> 
     """Return the feedback level of each rating, int64: 0 for NaN, else 1..FEEDBACK_LEVELS evenly over ``scale``."""
     if scale is None or scale.high <= scale.low:
         return np.zeros(ratings.shape, dtype=np.int64)
-    position = np.clip((ratings - scale.low) / (scale.high - scale.low), 0.0, 1.0)
+    position = np.clip((ratings.astype(np.float64) - scale.low) / (scale.high - scale.low), 0.0, 1.0)
     levels = 1.0 + np.rint(position * (FEEDBACK_LEVELS - 1))
-    return np.where(np.isnan(ratings), 0.0, levels).astype(np.int64)
+    return np.where(np.isnan(ratings) | np.isnan(levels), 0.0, levels).astype(np.int64)
 
 
 def draw_training_tasks(

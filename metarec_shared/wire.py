@@ -44,6 +44,9 @@ _NEWLINE = 10
 _MOST_USERS = 2**31
 """Users that one node may claim: sums over any number of nodes stay far from what 64 bits hold."""
 
+_LARGEST_RATING = 1e6
+"""A scale beyond it would overflow where ratings are read on it, for some users and not for others."""
+
 _SCALES = "/scales"
 """A quantized tensor travels as two arrays, its codes under its own name and their scales under this ending."""
 
@@ -137,8 +140,8 @@ def _flat(value: Any) -> Any:
 
 
 def _scale(value: Any) -> RatingScale | None:
-    if not isinstance(value, list) or len(value) not in (0, 2) or not np.isfinite(value).all():
-        raise WireError(f"a rating scale must be empty or two numbers, got {value!r}")
+    if not isinstance(value, list) or len(value) not in (0, 2) or not (np.abs(value) <= _LARGEST_RATING).all():
+        raise WireError(f"a rating scale must be empty or two numbers of at most {_LARGEST_RATING:g}, got {value!r}")
     return RatingScale(low=float(value[0]), high=float(value[1])) if value else None
 
 

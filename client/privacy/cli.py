@@ -1,4 +1,4 @@
-"""The commands ``metarec privacy init``, ``status``, ``history`` and ``set-budget``: a site's privacy ledger.
+"""The commands ``metarec privacy init``, ``status``, ``history``, ``set-budget`` and ``audit``: a site's privacy.
 
 What takes long to import is imported where it is used: ``metarec --help`` loads this module.
 """
@@ -125,3 +125,15 @@ def set_budget(
     opened = Ledger.open(ledger, witness)
     opened.set_budget(epsilon=epsilon, delta=opened.budget[1] if delta is None else delta)
     typer.echo(f"budget: epsilon {epsilon:g} at delta {opened.budget[1]:g}; spent: epsilon {opened.spent():.4g}")
+
+
+@privacy_app.command()
+def audit(
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures there.")
+    ] = None,
+) -> None:
+    """Measure what the client's replies tell of one user, against what is claimed; minutes, exit code 1 on failure."""
+    from client.privacy.audit import audit_command
+
+    audit_command(json_file)

@@ -36,6 +36,7 @@ class Policy:
     delta: float = setting(1e-5, "highest delta", low=1e-12, high=0.1)
     popularity_noise: float = setting(10.0, "lowest noise multiplier of item counts; 0: they never leave", low=0)
     popularity_norm: float = setting(10.0, "highest norm of one user's item counts", low=0.01)
+    popularity_releases: int = setting(3, "runs that may have item counts: budget is reserved for them", low=1)
     forbidden: str = setting("item_ids", "beginnings of names of parameters that are never released, by commas")
     messages: str = setting(
         "", "types of messages that are answered, by commas; empty: query, train, and in mode none evaluate"
@@ -52,7 +53,13 @@ class Policy:
         )
         if not self.popularity_noise or self.mode == "local":
             return [update]
-        return [update, Mechanism(name=POPULARITY, noise_multiplier=self.popularity_noise, sampling_rate=1.0)]
+        counts = Mechanism(
+            name=POPULARITY,
+            noise_multiplier=self.popularity_noise,
+            sampling_rate=1.0,
+            releases=self.popularity_releases,
+        )
+        return [update, counts]
 
     def check_kind(self, kind: str) -> None:
         """Refuse a type of message that the node does not answer.

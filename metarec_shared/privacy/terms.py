@@ -19,6 +19,9 @@ POPULARITY = "popularity"
 
 FEWEST_USERS_OF_A_SITE = 100
 
+LEAST_CLIP_NORM = 1e-6
+"""Squares of norms far below it are lost in single precision."""
+
 UNIT = "user"
 
 
@@ -133,8 +136,11 @@ def run_terms(settings: Settings, users: int, *, sampling_rate: float = 0.0) -> 
     privacy, limits = settings.privacy, settings.federation
     if privacy.mode == "none":
         return None
-    if not limits.clip_norm:
-        raise PrivacyError(f"privacy.mode = {privacy.mode} needs federation.clip-norm above 0, got 0")
+    if limits.clip_norm < LEAST_CLIP_NORM:
+        raise PrivacyError(
+            f"privacy.mode = {privacy.mode} needs federation.clip-norm of at least {LEAST_CLIP_NORM:g}, got "
+            f"{limits.clip_norm:g}"
+        )
     if not (privacy.epsilon or privacy.noise_multiplier):
         raise PrivacyError("give privacy.epsilon (inf: clip alone) or privacy.noise-multiplier")
     if privacy.mode == "central" and (settings.traffic.update_bits != 32 or limits.weighting != "users"):

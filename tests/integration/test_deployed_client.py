@@ -12,6 +12,7 @@ from client.app import app as client_app
 from client.privacy.ledger import Ledger
 from client.privacy.policy import load_policy
 from metarec_shared import wire
+from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import BudgetSpent, MetaRecError, PrivacyError, Refusal, SettingsError
 from metarec_shared.exchange import EnrollmentRequest, EvaluateRequest, Parameters, TrainRequest
 from metarec_shared.initialization import initial_model, travelling_names
@@ -74,7 +75,14 @@ def open_ledger(site: Path) -> Ledger:
 
 
 def ask(
-    site: Path, kind: str, *, rate: float = 0.1, round_number: int = 1, file: bool = True, **values: Any
+    site: Path,
+    kind: str,
+    *,
+    rate: float = 0.1,
+    round_number: int = 1,
+    file: bool = True,
+    scale: tuple[float, float] | None = None,
+    **values: Any,
 ) -> RecordDict:
     """Send a message to the site's ClientApp; return the content of its reply."""
     server = small_settings(data__path=str(site / "data"), **RUN | values)
@@ -82,10 +90,11 @@ def ask(
     model = initial_model(server, public.text)
     parameters: Parameters = dict(model.named_parameters())
     sent = {name: parameters[name] for name in travelling_names(server, parameters)}
+    scales = None if scale is None else RatingScale(low=scale[0], high=scale[1])
     requests = {
         "query": EnrollmentRequest(catalogue=public.fingerprint),
         "train": TrainRequest(
-            round_number=round_number, sampling_rate=rate, rating_scale=None, catalogue=public.fingerprint
+            round_number=round_number, sampling_rate=rate, rating_scale=scales, catalogue=public.fingerprint
         ),
         "evaluate": EvaluateRequest(
             role=Role.VALIDATION, order="random", adapt=True, draws=1, sampling_rate=1.0, rating_scale=None,
@@ -150,7 +159,7 @@ def test_what_a_site_declares_does_not_follow_its_data(site: Path) -> None:
         ({"privacy__noise_multiplier": 0.0, "privacy__epsilon": float("inf")}, "noise-multiplier is at least 1 here"),
         ({"privacy__sampling_rate": 1.0}, "sampling-rate is at most 0.1 here, the run's is 1"),
         ({"federation__clip_norm": 1e9}, r"clip-norm is at most 1 here, the run's is 1e\+09"),
-        ({"federation__clip_norm": 0.0}, "needs federation.clip-norm above 0"),
+        ({"federation__clip_norm": 0.0}, "needs federation.clip-norm of at least 1e-06"),
         ({"privacy__item_ids": True, "model__item_ids": True}, "item_ids: not released here"),
         ({"privacy__delta": 1e-3}, "delta is at most 1e-05 here"),
         ({"privacy__popularity_noise": 1.0}, "popularity-noise is at least 10 here, the run's is 1"),
@@ -188,6 +197,22 @@ def test_a_stricter_run_is_answered_as_strictly(site: Path) -> None:
 def test_a_request_for_more_users_than_the_terms_allow_is_refused_before_anything_is_charged(site: Path) -> None:
     assert "a sampling rate of 0.9 was asked for, at most 0.1" in str(refusal(ask(site, "train", rate=0.9)))
     assert not open_ledger(site).releases()
+
+
+@pytest.mark.parametrize("scale", [(-1e308, 1e308), (-3.5e38, 1.0), (1e308, 1.7e308)])
+def test_a_scale_that_breaks_some_users_is_refused_before_anybody_is_drawn(
+    site: Path, scale: tuple[float, float]
+) -> None:
+    with pytest.raises(MetaRecError, match="a rating scale must be empty or two numbers of at most"):
+        ask(site, "train", scale=scale)
+    assert not open_ledger(site).releases()
+
+
+def test_an_error_of_reading_data_says_nothing_of_it(site: Path) -> None:
+    (site / "data" / "interactions.csv").write_text("user_id,item_id,rating\nalice,1,secret\n")
+    with pytest.raises(MetaRecError) as caught:
+        ask(site, "train")
+    assert str(caught.value) == "DataError, see the node's log"
 
 
 def test_metrics_of_users_are_not_released(site: Path) -> None:

@@ -204,7 +204,7 @@ def test_a_site_with_few_users_is_pointed_to_the_other_modes() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"federation__clip_norm": 0.0}, "needs federation.clip-norm above 0"),
+        ({"federation__clip_norm": 0.0}, "needs federation.clip-norm of at least 1e-06"),
         ({"privacy__noise_multiplier": 0.0}, "give privacy.epsilon"),
         ({"privacy__randomness": "secure"}, "set privacy.randomness = simulated"),
         ({"privacy__mode": "central", "traffic__update_bits": 8}, "central needs traffic.update-bits = 32"),

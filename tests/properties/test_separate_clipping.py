@@ -1,12 +1,15 @@
 """Clipping that holds for any parameters: an adversarial server may choose them, and the bound stands all the same."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metarec_shared.meta_gradient import cohort_meta_gradient, separately_clipped_sum
+from metarec_shared.meta_gradient import Batch, cohort_meta_gradient, separately_clipped_sum
 from metarec_shared.model import BertRecommender
 from metarec_shared.settings import AdaptationSettings
 from metarec_shared.tasks import TaskBatch
@@ -34,10 +37,16 @@ def without(tasks: TaskBatch, user: int) -> TaskBatch:
     return tasks.take(torch.tensor([other for other in range(len(tasks)) if other != user]))
 
 
+def one_by_one(tasks: TaskBatch, weights: torch.Tensor) -> list[Callable[[], Batch]]:
+    return [partial(lambda i: (tasks.rows(i, i + 1), weights[i : i + 1]), user) for user in range(len(tasks))]
+
+
 def summed(model: BertRecommender, tasks: TaskBatch, *, separately: bool = True) -> torch.Tensor:
-    batch = [(tasks, torch.ones(len(tasks)))]
-    how = separately_clipped_sum if separately else cohort_meta_gradient
-    found = how(model, batch, clip_norm=CLIP_NORM).gradients
+    ones = torch.ones(len(tasks))
+    if separately:
+        found = separately_clipped_sum(model, one_by_one(tasks, ones), clip_norm=CLIP_NORM).gradients
+    else:
+        found = cohort_meta_gradient(model, [(tasks, ones)], clip_norm=CLIP_NORM).gradients
     return torch.cat([value.double().flatten() for value in found.values()])
 
 
@@ -71,8 +80,23 @@ def test_for_ordinary_parameters_both_ways_agree(choice: str) -> None:
     model, tasks = small_model(AdaptationSettings(parameters=choice)), small_tasks(USERS, dtype=torch.float64)  # type: ignore[arg-type]
     weights = torch.rand(USERS, dtype=torch.float64)
     fast = cohort_meta_gradient(model, [(tasks, weights)], clip_norm=CLIP_NORM)
-    separate = separately_clipped_sum(model, [(tasks, weights)], clip_norm=CLIP_NORM)
+    separate = separately_clipped_sum(model, one_by_one(tasks, weights), clip_norm=CLIP_NORM)
     for name, value in fast.gradients.items():
         torch.testing.assert_close(separate.gradients[name], value, msg=name)
     torch.testing.assert_close(separate.losses, fast.losses)
     torch.testing.assert_close(separate.norms, fast.norms)
+
+
+def test_a_user_for_whom_anything_fails_counts_as_zero_and_leaves_no_error() -> None:
+    model, tasks = small_model(AdaptationSettings()), small_tasks(3, dtype=torch.float64)
+    weights = torch.ones(3, dtype=torch.float64)
+    users = one_by_one(tasks, weights)
+
+    def broken() -> Batch:
+        raise IndexError("index -9223372036854775808 is out of bounds")
+
+    found = separately_clipped_sum(model, [users[0], broken, users[2]], clip_norm=CLIP_NORM)
+    rest = separately_clipped_sum(model, [users[0], users[2]], clip_norm=CLIP_NORM)
+    for name, value in rest.gradients.items():
+        assert torch.equal(found.gradients[name], value), name
+    assert float(found.norms[1]) == 0.0

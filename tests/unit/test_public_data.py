@@ -220,15 +220,17 @@ def test_no_user_of_ml_1m_is_left_in_its_public_warm_start(real_data: Callable[[
     )
     left = written(tmp_path / "out")
     assert sum(source.users for source in sources) == left["user_id"].nunique() >= 1000
-    theirs = pd.read_csv(
-        ml_1m / "ratings.dat", sep="::", engine="python", names=["user_id", "item_id", "rating", "timestamp"]
-    )
+    theirs = pd.read_csv(ml_1m / "ratings.dat", sep=":", header=None, usecols=[0, 2, 4])
+    theirs.columns = pd.Index(["user", "item", "rating"])
+    by_pair = {
+        (str(item), float(rating)): users.to_numpy()
+        for (item, rating), users in theirs.groupby(["item", "rating"])["user"]
+    }
     pairs = {user: set(zip(rows["item_id"], rows["rating"], strict=True)) for user, rows in left.groupby("user_id")}
-    by_pair: dict[tuple[str, float], list[int]] = {}
-    for user, item, rating in zip(theirs["user_id"], theirs["item_id"].astype(str), theirs["rating"], strict=True):
-        by_pair.setdefault((item, float(rating)), []).append(user)
     for own in pairs.values():
-        shared = np.bincount(np.concatenate([by_pair.get(pair, []) for pair in own] + [[0]]).astype(np.int64))
+        shared = np.bincount(
+            np.concatenate([by_pair[pair] for pair in own if pair in by_pair] + [[0]]).astype(np.int64)
+        )
         assert shared[1:].max(initial=0) <= 0.6 * len(own)
     raw = pd.read_csv(real_data("ml-latest-small") / "ratings.csv")
     first = pd.to_datetime(raw.groupby("userId")["timestamp"].min(), unit="s").dt.year
