@@ -21,12 +21,13 @@ logger = logging.getLogger(__name__)
 app = ClientApp()
 
 
-def public_reason(error: Exception) -> str:
+def public_reason(error: Exception, *, deployed: bool = False) -> str:
     """Return what the server may be told of an error.
 
-    Our own name no user and no interaction; those of reading data quote a line of it, and others may quote anything.
+    Our own errors name no user and no interaction. Those of reading data quote a line of it, which a deployed node
+    keeps for itself; others may quote anything.
     """
-    told = isinstance(error, MetaRecError) and not isinstance(error, DataError)
+    told = isinstance(error, MetaRecError) and not (deployed and isinstance(error, DataError))
     return str(error) if told else f"{type(error).__name__}, see the node's log"
 
 
@@ -87,7 +88,8 @@ def handle(message: Message, context: Context) -> Message:
         logger.warning("refused a message of type %s: %s", message.metadata.message_type, refusal)
         return Message(wire.pack_refusal(refusal), reply_to=message)
     except Exception as error:
-        if isinstance(error, MetaRecError) and not isinstance(error, DataError):
+        reason = public_reason(error, deployed="data-path" in context.node_config)
+        if isinstance(error, MetaRecError) and reason == str(error):
             raise
         logger.exception("a message of type %s could not be answered", message.metadata.message_type)
-        raise MetaRecError(public_reason(error)) from None
+        raise MetaRecError(reason) from None

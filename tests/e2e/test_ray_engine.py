@@ -40,8 +40,12 @@ def patient(**values: object) -> list[str]:
     [
         ["--nodes", "4", *patient(federation__rounds=3)],
         patient(federation__rounds=3, federation__cohort=6, generator__users=12),
+        [
+            *("--privacy", "central", "--epsilon", "8"),
+            *patient(federation__rounds=3, federation__cohort=6, generator__users=12),
+        ],
     ],
-    ids=["four nodes", "a dozen one-user nodes"],
+    ids=["four nodes", "a dozen one-user nodes", "a dozen devices with privacy"],
 )
 def test_ray_trains_the_same_parameters_as_the_in_process_engine(
     tmp_path: Path, env: dict[str, str], options: list[str]
