@@ -107,6 +107,7 @@ def simulate(
 
     from rich.console import Console
 
+    from metarec_shared.model_card import privacy_facts
     from simulations.results_table import print_cold_user
     from simulations.simulate import simulate as run_simulation
 
@@ -115,6 +116,10 @@ def simulate(
     result = run_simulation(settings, engine.value, lambda line: notes.print(line, markup=False), baselines=baselines)
     notes.print(f"report: {Path(settings.run.out) / 'report.html'}", markup=False, soft_wrap=True)
     print_cold_user(console, result["cold_user"], settings.evaluation.k)
+    if result["privacy"]:
+        facts = privacy_facts(result["privacy"])
+        for name in ("Mode", "Guarantee", "Unit of privacy", "Neighbours", "Trusted", "Not protected"):
+            notes.print(f"{name}: {facts[name]}", markup=False, soft_wrap=True)
 
 
 @evaluate_app.command()

@@ -9,6 +9,7 @@ import pytest
 
 from client.data_source import load_learner, load_partition, load_population
 from metarec_shared import sources
+from metarec_shared.checkpoint import load_checkpoint
 from metarec_shared.cli import run
 from metarec_shared.settings import parse_assignments
 from server.federation import announce
@@ -219,6 +220,39 @@ def refused(metarec: Run, *arguments: object) -> str:
     last = err.strip().splitlines()[-1]
     assert last.startswith("metarec: error: "), err
     return last.removeprefix("metarec: error: ")
+
+
+def test_a_private_simulation_says_what_it_guarantees(metarec: Run, tmp_path: Path) -> None:
+    options = small(generator__users=150, federation__rounds=2)
+    private = ["--privacy", "site", "--epsilon", "8", "--delta", "1e-6"]
+    code, _, err = metarec("simulate", "--out", tmp_path / "run", *options, *private)
+    assert code == 0, err
+    assert "Guarantee: epsilon " in err
+    assert "delta 1e-06 (simulated noise: whoever has the seed can undo it)" in err
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    privacy = result["privacy"]
+    assert (privacy["mode"], privacy["unit"], privacy["delta"], result["nodes"]) == ("site", "user", 1e-6, 1)
+    assert 7.0 < privacy["epsilon"] <= 8.0
+    assert {"name", "noise_multiplier", "sampling_rate", "releases"} == set(privacy["mechanisms"][0])
+    assert "not_adapted" not in result["cold_user"]["random"]
+    assert load_checkpoint(tmp_path / "run").settings.model.item_ids is False
+    for page in ("README.md", "report.html"):
+        assert "simulated noise" in (tmp_path / "run" / page).read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--privacy", "site"], "give privacy.epsilon (inf: clip alone) or privacy.noise-multiplier"),
+        (["--privacy", "site", "--epsilon", "8", "--nodes", "4"], "or mode = central or local"),
+        (["--privacy", "site", "--epsilon", "8", "--set", "federation.clip-norm=0"], "needs federation.clip-norm"),
+        (["--init", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_simulation_that_cannot_be_private_ends_with_one_clear_line(
+    metarec: Run, tmp_path: Path, options: list[str], message: str
+) -> None:
+    assert message in refused(metarec, "simulate", "--out", tmp_path / "run", *small(generator__users=150), *options)
 
 
 @pytest.mark.parametrize(
