@@ -15,7 +15,7 @@ from metarec_shared.errors import DataError, PrivacyError
 from metarec_shared.partition import Partition, partition_users
 from metarec_shared.population import Population
 from metarec_shared.privacy.terms import FEWEST_USERS_OF_A_SITE, run_terms
-from metarec_shared.settings import Settings
+from metarec_shared.settings import DataSettings, Settings
 from metarec_shared.sources import load_item_features, load_training_dataset
 from metarec_shared.split import Role
 
@@ -23,11 +23,26 @@ NodeConfig = Mapping[str, bool | int | float | str]
 
 
 def site_settings(settings: Settings, node_config: NodeConfig) -> Settings:
-    """Return the run's settings with the data folder that the node's own configuration names, if it names one."""
-    folder = node_config.get("data-path")
-    if folder is None:
+    """Return the run's settings, but how a site's data is read comes from the site's own configuration.
+
+    A run that could say which rows are errors could ask yes-or-no questions about them: a node that fails where a
+    rating is above 4 answers one. Only ``hold-out-items`` is the run's, a rule on public item ids.
+
+    Args:
+        settings: The run's settings.
+        node_config: The node's own configuration: ``data-path``, and if need be ``on-bad-rows``, ``rating-low`` and
+            ``rating-high``. Without ``data-path`` the node is a simulated one, and all settings are the run's.
+
+    Raises:
+        SettingsError: The configuration has a value that cannot be.
+    """
+    if "data-path" not in node_config:
         return settings
-    return replace(settings, data=replace(settings.data, path=str(folder)))
+    own = {
+        f"data.{key}": node_config[key] for key in ("on-bad-rows", "rating-low", "rating-high") if key in node_config
+    }
+    data = DataSettings(path=str(node_config["data-path"]), hold_out_items=settings.data.hold_out_items)
+    return replace(settings, data=data).with_values(own, "node configuration")
 
 
 def load_node(

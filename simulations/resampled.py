@@ -139,7 +139,8 @@ def _draw(model: UserModel, train: Interactions, user_ids: NDArray[np.str_], see
         jitter = deviation * rng.standard_normal((len(likes[rows]), len(deviation)), dtype=np.float32)
         factors = model.users[torch.from_numpy(likes[rows])] + torch.from_numpy(jitter)
         keys = (factors @ model.items.T + model.popularity).numpy()
-        keys -= np.log(rng.standard_exponential(keys.shape, dtype=np.float32))  # Gumbel noise
+        exponential = rng.standard_exponential(keys.shape, dtype=np.float32)
+        keys -= np.log(np.maximum(exponential, np.finfo(np.float32).tiny))  # Gumbel noise
         longest = int(lengths[rows].max())
         order = np.argpartition(-keys, longest - 1, axis=1)[:, :longest]
         order = np.take_along_axis(order, np.argsort(-np.take_along_axis(keys, order, axis=1), axis=1), axis=1)

@@ -9,9 +9,10 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from client.app import app as client_app
+from client.data_source import load_population
 from client.privacy.ledger import Ledger
 from client.privacy.policy import load_policy
-from metarec_shared import wire
+from metarec_shared import sources, wire
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import BudgetSpent, MetaRecError, PrivacyError, Refusal, SettingsError
 from metarec_shared.exchange import EnrollmentRequest, EvaluateRequest, Parameters, TrainRequest
@@ -82,6 +83,7 @@ def ask(
     round_number: int = 1,
     file: bool = True,
     scale: tuple[float, float] | None = None,
+    node: dict[str, Any] | None = None,
     **values: Any,
 ) -> RecordDict:
     """Send a message to the site's ClientApp; return the content of its reply."""
@@ -102,7 +104,7 @@ def ask(
         ),
     }  # fmt: skip
     content = wire.pack_request(requests[kind], None if kind == "query" else wire.pack_parameters(sent))
-    node_config: dict[str, Any] = {"data-path": str(site / "data"), "name": "site-1"}
+    node_config: dict[str, Any] = (node or {}) | {"data-path": str(site / "data"), "name": "site-1"}
     if file:
         node_config["privacy-file"] = str(site / "privacy.toml")
     run_config = {key: value for key, value in server.flat().items() if key != "data.path"}
@@ -206,6 +208,35 @@ def test_a_scale_that_breaks_some_users_is_refused_before_anybody_is_drawn(
     with pytest.raises(MetaRecError, match="a rating scale must be empty or two numbers of at most"):
         ask(site, "train", scale=scale)
     assert not open_ledger(site).releases()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"data__rating_low": 1.0, "data__rating_high": 4.0},
+        {"data__on_bad_rows": "skip"},
+    ],
+)
+def test_a_run_cannot_ask_questions_by_saying_which_rows_are_errors(site: Path, values: dict[str, Any]) -> None:
+    rows = (site / "data" / "interactions.csv").read_text().splitlines()[1:]
+    rated = [f"{row},{1 + place % 5}" for place, row in enumerate(rows)]
+    (site / "data" / "interactions.csv").write_text("\n".join(["user_id,item_id,rating", *rated]) + "\n")
+    assert "numbers" in ask(site, "train", **values)
+    (site / "data" / "interactions.csv").write_text("\n".join(["user_id,item_id,rating", *rated, "u1,1,five"]) + "\n")
+    for cached in (load_population, sources._dataset):
+        cached.cache_clear()  # a deployed node answers every message in a process of its own
+    with pytest.raises(MetaRecError, match="DataError, see the node's log"):
+        ask(site, "train", **values)
+
+
+def test_how_a_sites_rows_are_read_is_said_in_its_own_configuration(site: Path) -> None:
+    with (site / "data" / "interactions.csv").open("a") as file:
+        file.write("u1,\n")
+    with pytest.raises(MetaRecError, match="DataError"):
+        ask(site, "train")
+    assert "numbers" in ask(site, "train", node={"on-bad-rows": "skip"})
+    with pytest.raises(MetaRecError, match="on-bad-rows must be one of error, skip"):
+        ask(site, "train", node={"on-bad-rows": "maybe"})
 
 
 def test_an_error_of_reading_data_says_nothing_of_it(site: Path) -> None:
