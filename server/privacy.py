@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from metarec_shared.privacy.accounting import epsilon_of
 from numpy.typing import NDArray
 
 from metarec_shared.errors import PrivacyError
 from metarec_shared.exchange import Enrollment, Parameters
+from metarec_shared.privacy.accounting import epsilon_of
 from metarec_shared.privacy.gaussian import Noise, noised_counts, noised_sum
 from metarec_shared.privacy.terms import META_UPDATE, POPULARITY, STATEMENTS, UNIT, Terms, strictest
 from metarec_shared.settings import Settings
