@@ -44,7 +44,7 @@ def is_noised(history: History) -> bool:
 @lru_cache(maxsize=4096)
 def prv_epsilon(history: History, delta: float) -> float:
     """Return PRV's upper bound of epsilon; the Renyi bound where PRV cannot compute it. All releases have noise."""
-    from opacus.accountants import PRVAccountant
+    from metarec_shared.privacy.opacus_import import PRVAccountant
 
     if not history:
         return 0.0
@@ -78,7 +78,7 @@ def renyi_epsilon(history: History, delta: float, orders: tuple[float, ...]) -> 
 
 @lru_cache(maxsize=4096)
 def _renyi_divergences(noise: float, rate: float, orders: tuple[float, ...]) -> NDArray[np.float64]:
-    from opacus.accountants.analysis.rdp import compute_rdp
+    from metarec_shared.privacy.opacus_import import compute_rdp
 
     with _quiet():
         return np.asarray(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=list(orders)), dtype=np.float64)
@@ -86,7 +86,7 @@ def _renyi_divergences(noise: float, rate: float, orders: tuple[float, ...]) -> 
 
 def converted(orders: tuple[float, ...], divergences: NDArray[np.float64], delta: float) -> float:
     """Return the smallest epsilon that Renyi divergences at ``orders`` guarantee."""
-    from opacus.accountants.analysis.rdp import get_privacy_spent
+    from metarec_shared.privacy.opacus_import import get_privacy_spent
 
     with _quiet():
         epsilon, _ = get_privacy_spent(orders=list(orders), rdp=divergences, delta=delta)

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGradientClipping
 from randomgen import ChaCha
 from torch import nn
 
 from metarec_shared.exchange import Parameters
+from metarec_shared.privacy.opacus_import import DPOptimizerFastGradientClipping
 from metarec_shared.randomness import generator
 
 _DRAWS = 4

@@ -30,3 +30,15 @@ print("works")
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.strip() == "works"
+
+
+def test_importing_what_uses_opacus_leaves_the_root_logger_alone() -> None:
+    script = (
+        "import logging, server.app, client.app, metarec_shared.privacy.gaussian\n"
+        "from metarec_shared.privacy.accounting import Mechanism, epsilon_of\n"
+        "epsilon_of([Mechanism(name='a', noise_multiplier=1.0, sampling_rate=0.1)], 1e-5)\n"
+        "assert not logging.getLogger().handlers, logging.getLogger().handlers\n"
+        "assert logging.getLogger().level == logging.WARNING\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
