@@ -35,15 +35,12 @@ def _load(message: Message, context: Context) -> tuple[Learner, Nodes]:
     run_settings = Settings().with_values(context.run_config, "run configuration")
     settings = site_settings(run_settings, context.node_config)
     if "data-path" not in context.node_config:
-        return load_learner(settings), load_node(settings, context.node_config, context.node_id, lambda: None)
+        return load_learner(settings), load_node(settings, context.node_config, context.node_id)
     path, policy = site_policy(context.node_config)
     policy.check_kind(message.metadata.message_type)
     learner = load_learner(settings)
-    run = str(context.run_id)
-    return learner, load_node(
-        settings, context.node_config, context.node_id,
-        lambda: site_guard(policy, path, settings, learner.released, run),
-    )  # fmt: skip
+    guard = site_guard(policy, path, settings, learner.released, str(context.run_id))
+    return learner, load_node(settings, context.node_config, context.node_id, guard)
 
 
 def answer(learner: Learner, nodes: Nodes, content: RecordDict, kind: str) -> RecordDict:

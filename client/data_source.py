@@ -1,6 +1,6 @@
 """Which users a node holds: those in a folder of its own, or a part of a simulated federation's users."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import overload
@@ -45,9 +45,7 @@ def site_settings(settings: Settings, node_config: NodeConfig) -> Settings:
     return replace(settings, data=data).with_values(own, "node configuration")
 
 
-def load_node(
-    settings: Settings, node_config: NodeConfig, node_id: int, guard: Callable[[], SiteGuard | None]
-) -> Nodes:
+def load_node(settings: Settings, node_config: NodeConfig, node_id: int, guard: SiteGuard | None = None) -> Nodes:
     """Return the node that ``node_config`` describes.
 
     A site names its folder (``data-path``) and itself (``name``). A simulation's engine sets ``partition-id`` and
@@ -57,7 +55,7 @@ def load_node(
         settings: The run's settings.
         node_config: The node's own configuration.
         node_id: Flower's id of the node.
-        guard: Makes the guard of a deployed node.
+        guard: What stands between a deployed node's users and its replies.
 
     Raises:
         DataError: The data cannot be used, or the configuration names neither a folder nor a partition.
@@ -71,7 +69,7 @@ def load_node(
             population=population,
             users=users,
             offsets=np.array([0, len(users)]),
-            guard=guard(),
+            guard=guard,
         )
     if "partition-id" not in node_config:
         raise DataError("the node's configuration names neither data-path nor partition-id: it has no data")

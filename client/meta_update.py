@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from client.learner import Learner
 from client.node import Drawn, Nodes
-from client.privacy.guard import Guard, checked_rate, protected
+from client.privacy.guard import Guard, protected, reply_scales
 from metarec_shared.device import tiny_numbers_flushed
 from metarec_shared.errors import NodeError, Refusal
 from metarec_shared.evaluation import USERS_AT_ONCE, batched, cold_user_tasks, evaluate, model_scorer
@@ -45,13 +45,11 @@ def meta_update(learner: Learner, parameters: Parameters, nodes: Nodes, request:
     """
     learner.check_catalogue(request.catalogue)
     learner.load(parameters)
-    guard = nodes.guard
+    drawn, guard = nodes.draw(request), nodes.guard
     if guard is not None:
-        checked_rate(guard.terms, request.sampling_rate)
         guard.charge(guard.terms.meta_update(), request.round_number)
-    drawn = nodes.draw(request)
     weights = _weights(learner, drawn, guard)
-    shares = weights / np.maximum(drawn.expected, 1e-9)
+    shares = reply_scales(weights, drawn.expected)
 
     weight_of = shares[drawn.nodes].astype(np.float32)
 

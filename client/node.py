@@ -16,6 +16,7 @@ from metarec_shared.dataset import RatingScale
 from metarec_shared.exchange import Enrollment, TrainRequest
 from metarec_shared.population import SHORTEST_HISTORY, Population
 from metarec_shared.privacy.gaussian import bounded_counts, noised_counts
+from metarec_shared.privacy.terms import POPULARITY
 from metarec_shared.randomness import uniforms
 from metarec_shared.split import Role
 
@@ -164,5 +165,5 @@ def _protected_counts(nodes: Nodes, guard: Guard, items: int, *, popularity: boo
         noise_multiplier=terms.popularity_noise,
         norm=terms.popularity_norm,
         most=float(nodes.declared().sum()),
-        sources=list(guard.noise("popularity", 0, iter(nodes.names))),
+        sources=list(guard.noise(POPULARITY, 0, iter(nodes.names))),
     )

@@ -290,13 +290,25 @@ def load_toml(path: Path) -> dict[str, Any]:
     Raises:
         SettingsError: The file is missing, is no TOML, or holds something that is no table of scalars.
     """
+    return flatten(read_toml(path, "settings"), str(path))
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Args:
+        path: The file.
+        what: What kind of file it is, for the error.
+
+    Raises:
+        SettingsError: The file is missing, or is no TOML.
+    """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: cannot read the settings file: {error}") from error
+        raise SettingsError(f"{path}: cannot read the {what} file: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: not TOML: {error}") from error
-    return flatten(document, str(path))
 
 
 def flatten(document: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -237,9 +237,9 @@ def unpack_enrollment(content: RecordDict, items: int) -> Enrollment:
 def _terms(content: RecordDict) -> Terms:
     """Read a node's terms of privacy; a server that relies on them must not take odd ones."""
     values: dict[str, Any] = dict(_record(content, "terms", ConfigRecord))
-    wanted = {key.name: key.type for key in fields(Terms)}
+    wanted = {key.name for key in fields(Terms)}
     words = {"mode": get_args(Mode)[1:], "randomness": ("secure", "simulated")}
-    if values.keys() != wanted.keys():
+    if values.keys() != wanted:
         raise WireError(f"terms of privacy must have {sorted(wanted)}, got {sorted(values)}")
     for name, value in values.items():
         number = type(value) is float and np.isfinite(value) and value >= 0

@@ -6,7 +6,6 @@
 
 import json
 import logging
-import math
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +23,7 @@ from metarec_shared.errors import CheckpointError, FederationError, WireError
 from metarec_shared.exchange import Enrollment, EnrollmentRequest, Parameters
 from metarec_shared.files import write_json, write_text
 from metarec_shared.initialization import ITEM_BIAS, initial_model, released_names
-from metarec_shared.privacy.terms import META_UPDATE, POPULARITY
+from metarec_shared.privacy.terms import META_UPDATE, POPULARITY, participations
 from metarec_shared.settings import Settings
 from metarec_shared.sources import ItemFeatures, load_item_features
 from server.delivery import Tally, deliver, folds_replies, wait_for_nodes
@@ -115,8 +114,6 @@ def _meta_train(grid: Grid, settings: Settings, strategy: FedMAML, keeper: "RunK
             progress.round_done(figures)
             return keeper.round_done(number, metrics)
 
-        if keeper.roster.privacy is not None:
-            strategy.asking = lambda number: keeper.releases.count(META_UPDATE)
         strategy.start(
             grid,
             strategy.arrays(done),
@@ -125,6 +122,7 @@ def _meta_train(grid: Grid, settings: Settings, strategy: FedMAML, keeper: "RunK
             first_round=done + 1,
             round_done=round_done,
             stopped=keeper.stopped,
+            asking=keeper.asking,
         )
 
 
@@ -231,6 +229,11 @@ class RunKeeper:
             save_resume_point(self._resume_point(number), self.folder)
         return not stop
 
+    def asking(self, number: int) -> None:
+        """Count a release of the nodes that are about to be asked, where it costs them anything."""
+        if self.roster.privacy is not None:
+            self.releases.count(META_UPDATE)
+
     def stopped(self, number: int) -> None:
         """Keep what there is after round ``number``: too few nodes are left to go on."""
         self._save_checkpoint(number, None)
@@ -267,9 +270,7 @@ class RunKeeper:
         counted = self.releases.counted()
         # Simulated noise is addressed by the round: a round that is run again releases the same again.
         asked = rounds if privacy.terms.randomness == "simulated" else counted.get(META_UPDATE, 0)
-        if privacy.terms.mode == "local":
-            users = len(self.roster.training)
-            asked = math.ceil(asked * min(self.settings.federation.cohort, users) / users)
+        asked = participations(privacy.terms.mode, asked, self.settings.federation.cohort, len(self.roster.training))
         return privacy.report(asked, popularity=counted.get(POPULARITY, 0) > 0)
 
     def _save_checkpoint(self, number: int, value: float | None) -> None:

@@ -59,8 +59,6 @@ class FedMAML(Strategy):
         self._catalogue = catalogue
         self._untrained = untrained or {}
         self._tally = Tally()
-        self.asking: Callable[[int], None] = lambda server_round: None
-        """Called before nodes are asked for meta-updates, with the round."""
 
     def summary(self) -> None:
         """Log what is about to run."""
@@ -74,7 +72,6 @@ class FedMAML(Strategy):
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Broadcast:
         """Ask a cohort for meta-updates; all messages share one content."""
-        self.asking(server_round)
         cohort = self._roster.cohort(self._settings.run.seed, server_round, self._settings.federation.cohort)
         request = TrainRequest(
             round_number=server_round,
@@ -208,6 +205,7 @@ class FedMAML(Strategy):
         first_round: int = 1,
         round_done: RoundDone | None = None,
         stopped: Callable[[int], None] | None = None,
+        asking: Callable[[int], None] | None = None,
     ) -> Result:
         """Run rounds ``first_round..num_rounds``; Flower's own loop always begins at 1 and holds every reply.
 
@@ -215,11 +213,14 @@ class FedMAML(Strategy):
             first_round: Where to begin, greater than 1 after a resume.
             round_done: Called after every round; stops the run by returning False.
             stopped: Called with the last finished round when too few nodes are left, because the others refused.
+            asking: Called with every round before its nodes are asked for meta-updates.
         """
         self.summary()
         result, arrays, empty = Result(), initial_arrays, ConfigRecord()
         for current in range(first_round, num_rounds + 1):
             began = time.monotonic()
+            if asking is not None:
+                asking(current)
             messages = self.configure_train(current, arrays, train_config or empty, grid)
             updated, metrics = self.aggregate_train(current, deliver(grid, messages, timeout))
             if self.too_few_left:

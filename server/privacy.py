@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -94,15 +94,7 @@ class FederationPrivacy:
             "epsilon": epsilon if math.isfinite(epsilon) else None,
             "delta": terms.delta,
             "clip_norm": terms.clip_norm,
-            "mechanisms": [
-                {
-                    "name": one.name,
-                    "noise_multiplier": one.noise_multiplier,
-                    "sampling_rate": one.sampling_rate,
-                    "releases": one.releases,
-                }
-                for one in mechanisms
-            ],
+            "mechanisms": [asdict(one) for one in mechanisms],
         }
 
     def _source(self, mechanism: str, round_number: int) -> Noise:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from metarec_shared.errors import CheckpointError, SettingsError
 from metarec_shared.files import write_json, write_text
+from metarec_shared.privacy.terms import META_UPDATE
 from metarec_shared.settings import Settings
 from server.resume import RESUME_FILE
 from simulations.protocols import Say
@@ -168,7 +169,7 @@ def _point(epsilon: float, results: Sequence[dict[str, Any]], k: int) -> Point:
         mechanism["noise_multiplier"]
         for result in results
         for mechanism in result["privacy"]["mechanisms"]
-        if mechanism["name"] == "meta-update"
+        if mechanism["name"] == META_UPDATE
     ]
     spent = [result["privacy"]["epsilon"] for result in results]
     values: dict[str, dict[str, list[float]]] = {

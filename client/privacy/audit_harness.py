@@ -43,7 +43,7 @@ def composed_rounds(claim: Claim, runs: int, *, canary: bool) -> Iterator[Observ
             TrainRequest(round_number=number, sampling_rate=claim.sampling_rate, rating_scale=None, catalogue="audit")
         )
         weights = guard.weights(drawn.expected)
-        shares = weights / np.maximum(drawn.expected, 1e-9)
+        shares = guards.reply_scales(weights, drawn.expected)
         sums = _clipped_sums(lengths, drawn, runs, float(shares[0]))
         reply = guards.protected(guard, {"sums": sums}, shares, iter(nodes.names), number)["sums"]
         yield _observed(claim, reply.double().numpy(), weights)

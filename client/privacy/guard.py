@@ -12,7 +12,7 @@ from metarec_shared.exchange import Parameters
 from metarec_shared.population import Population
 from metarec_shared.privacy.accounting import Mechanism
 from metarec_shared.privacy.gaussian import Noise, noised_sum
-from metarec_shared.privacy.terms import Terms
+from metarec_shared.privacy.terms import META_UPDATE, Terms
 from metarec_shared.randomness import uniforms
 
 SAMPLING_SLACK = 1e-9
@@ -141,6 +141,11 @@ def checked_rate(terms: Terms, asked: float) -> float:
     return min(asked, terms.sampling_rate)
 
 
+def reply_scales(weights: NDArray[np.float64], expected: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what each node's sum is multiplied by: its weight over the users that it expects to draw."""
+    return weights / np.maximum(expected, 1e-9)
+
+
 def protected(
     guard: Guard, gradients: Parameters, scales: NDArray[np.float64], names: Iterator[str], round_number: int
 ) -> Parameters:
@@ -155,7 +160,7 @@ def protected(
     """
     terms = guard.terms
     if terms.mode != "central":
-        sources = zip(guard.noise("meta-update", round_number, names), scales.tolist(), strict=True)
+        sources = zip(guard.noise(META_UPDATE, round_number, names), scales.tolist(), strict=True)
         gradients = noised_sum(
             gradients, noise_multiplier=terms.noise_multiplier, sensitivity=terms.sensitivity, sources=sources
         )

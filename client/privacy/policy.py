@@ -5,18 +5,17 @@ References:
 """
 
 import dataclasses
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from client.privacy.guard import SiteGuard
 from client.privacy.ledger import Ledger
 from metarec_shared.errors import PrivacyError, Refusal, SettingsError
 from metarec_shared.privacy.accounting import Mechanism
 from metarec_shared.privacy.terms import FEWEST_USERS_OF_A_SITE, META_UPDATE, POPULARITY, Terms, run_terms
-from metarec_shared.settings import Settings, parse_table, setting
+from metarec_shared.settings import Settings, parse_table, read_toml, setting
 
 KINDS = ("query", "train", "evaluate")
 
@@ -125,12 +124,7 @@ def load_policy(path: Path) -> Policy:
         SettingsError: It is missing or malformed.
         PrivacyError: It describes no protection.
     """
-    try:
-        document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: cannot read the privacy file: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path}: not TOML: {error}") from error
+    document = read_toml(path, "privacy")
     if set(document) != {"privacy"}:
         raise SettingsError(f"{path}: wanted one table [privacy], got {', '.join(document) or 'none'}")
     policy: Policy = parse_table(Policy(), "privacy", document["privacy"], str(path))

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from metarec_shared.errors import PrivacyError
 from metarec_shared.privacy.accounting import Mechanism, noise_multiplier_for
@@ -152,7 +151,7 @@ def run_terms(settings: Settings, users: int, *, sampling_rate: float = 0.0) -> 
         rate = 1.0
     else:
         rate = privacy.sampling_rate or sampling_rate or min(1.0, limits.cohort / max(users, 1))
-    popularity, noise = _noise(settings, rate, participations(settings, users))
+    popularity, noise = _noise(settings, rate, participations(privacy.mode, limits.rounds, limits.cohort, users))
     return Terms(
         mode=privacy.mode,
         clip_norm=limits.clip_norm,
@@ -165,12 +164,9 @@ def run_terms(settings: Settings, users: int, *, sampling_rate: float = 0.0) -> 
     )
 
 
-def participations(settings: Settings, users: int) -> int:
-    """Return how many meta-updates of one node a run takes: a device that noises for itself is asked in turn."""
-    limits = settings.federation
-    if settings.privacy.mode != "local":
-        return limits.rounds
-    return math.ceil(limits.rounds * min(1.0, limits.cohort / max(users, 1)))
+def participations(mode: Mode, rounds: int, cohort: int, users: int) -> int:
+    """Return how many meta-updates of one node so many rounds take: devices that noise for themselves take turns."""
+    return math.ceil(rounds * min(cohort, users) / users) if mode == "local" and users else rounds
 
 
 def _noise(settings: Settings, rate: float, releases: int) -> tuple[float, float]:
@@ -212,8 +208,3 @@ def strictest(terms: Sequence[Terms]) -> Terms:
         popularity_norm=min(one.popularity_norm for one in terms),
         randomness="simulated" if any(one.randomness == "simulated" for one in terms) else "secure",
     )
-
-
-def to_dict(terms: Terms) -> dict[str, Any]:
-    """Return the terms as plain values."""
-    return dataclasses.asdict(terms)

@@ -172,7 +172,11 @@ def test_devices_that_noise_for_themselves_are_asked_in_turn() -> None:
     roster = enroll_nodes(grid, settings, load_item_features(settings))
     asked = np.concatenate([roster.cohort(0, number, 16).nodes for number in range(1, 51)])
     _, times = np.unique(asked, return_counts=True)
-    assert times.max() <= participations(settings, len(roster.training)) == math.ceil(50 * 16 / len(roster.training))
+    assert (
+        times.max()
+        <= participations("local", 50, 16, len(roster.training))
+        == math.ceil(50 * 16 / len(roster.training))
+    )
     assert not roster.item_counts.any()
 
 
