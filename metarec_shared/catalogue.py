@@ -49,6 +49,16 @@ class Catalogue:
                 digest.update(len(encoded).to_bytes(8, "big") + encoded)
         return digest.hexdigest()
 
+    def shared_with(self, other: "Catalogue") -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return where items that have the same text stand here and in ``other``, int64 [shared] each.
+
+        Every item here appears at most once; of several items of ``other`` with one text the last counts.
+        """
+        place_of = {text: place for place, text in enumerate(other.texts)}
+        pairs = [(here, place_of[text]) for here, text in enumerate(self.texts) if text in place_of]
+        here, there = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        return here, there
+
     def take(self, positions: NDArray[np.int64] | Sequence[int]) -> "Catalogue":
         """Return the catalogue of the items at ``positions``, in that order."""
         return Catalogue(

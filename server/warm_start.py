@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from metarec_shared.checkpoint import load_checkpoint
 from metarec_shared.errors import CheckpointError
 from metarec_shared.exchange import Parameters
@@ -34,9 +32,6 @@ def warm_parameters(settings: Settings, public: ItemFeatures) -> Parameters:
             f"{folder}: made with adaptation.parameters = {checkpoint.settings.adaptation.parameters}, this run has "
             f"{settings.adaptation.parameters}"
         )
-    here_by_text = {text: position for position, text in enumerate(public.items.known.texts)}
-    known = checkpoint.items.known.texts
-    pairs = [(here_by_text[text], place) for place, text in enumerate(known) if text in here_by_text]
-    here, there = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    here, there = public.items.known.shared_with(checkpoint.items.known)
     model = checkpoint.transferred(public.text, here, there)
     return {name: value.detach() for name, value in model.named_parameters()}

@@ -157,10 +157,8 @@ def _own_data(run: Path, checkpoint: Checkpoint, settings: Settings) -> _Subject
 def _other_data(checkpoint: Checkpoint, settings: Settings) -> _Subject:
     """Take all users of data with another catalogue: items with the same text are the same, others come by text."""
     dataset = load_dataset(replace(settings, data=replace(settings.data, hold_out_items=0.0)))
-    items, known = len(dataset.catalogue), checkpoint.items.known
-    position_of = {text: position for position, text in enumerate(known.texts)}
-    shared = [(here, position_of[text]) for here, text in enumerate(dataset.catalogue.texts) if text in position_of]
-    here, there = (np.array(column, dtype=np.int64) for column in (zip(*shared, strict=True) if shared else ([], [])))
+    items = len(dataset.catalogue)
+    here, there = dataset.catalogue.shared_with(checkpoint.items.known)
     text = replace(settings.text, encoder="builtin") if checkpoint.text_encoder == "builtin" else settings.text
     features = text_features(
         dataset.catalogue, text, corpus=checkpoint.items.catalogue, seed=settings.run.seed, progress=True
@@ -177,7 +175,7 @@ def _other_data(checkpoint: Checkpoint, settings: Settings) -> _Subject:
     return _Subject(
         population=replace(everyone, rating_scale=everyone.observed_scale(users)),
         users=users,
-        who=f"all {len(users)} users of other data than the run's; training knew {len(shared)} of its {items} items",
+        who=f"all {len(users)} users of other data than the run's; training knew {len(here)} of its {items} items",
         methods=methods,
         items=items,
         own=False,

@@ -1,6 +1,5 @@
 """What privacy costs: the same run at several epsilons and seeds, as a table, a chart and a report."""
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -13,14 +12,14 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from metarec_shared.errors import CheckpointError, SettingsError
+from metarec_shared.errors import SettingsError
 from metarec_shared.files import write_json, write_text
 from metarec_shared.privacy.terms import META_UPDATE
 from metarec_shared.settings import Settings
-from server.resume import RESUME_FILE
 from simulations.protocols import Say
+from simulations.repeated import run_once
 from simulations.report_charts import COLOURS, STYLE, svg
-from simulations.simulate import RESULT_FILE, simulate
+from simulations.report_template import PALETTE
 
 SWEEP_FILE = "sweep.json"
 ORDERS = ("random", "time")
@@ -134,22 +133,8 @@ def markdown(found: Sweep) -> str:
 
 
 def _cell(settings: Settings, epsilon: float, seed: int, folder: Path, say: Say) -> dict[str, Any]:
-    path = folder / RESULT_FILE
-    wanted = replace(
-        settings,
-        run=replace(settings.run, out=str(folder), seed=seed, resume=(folder / RESUME_FILE).exists()),
-        privacy=replace(settings.privacy, epsilon=epsilon),
-    )
-    stamp = folder / "sweep-settings.json"
-    described = replace(wanted, run=replace(wanted.run, resume=False)).to_json()
-    if stamp.exists() and stamp.read_text(encoding="utf-8") != described:
-        raise CheckpointError(f"{folder}: made with other settings; give another --out")
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(stamp, described)
-        simulate(wanted, "in-process", say, baselines=False)
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result
+    wanted = replace(settings, run=replace(settings.run, seed=seed), privacy=replace(settings.privacy, epsilon=epsilon))
+    return run_once(wanted, folder, say)
 
 
 def _shared(result: dict[str, Any], settings: Settings) -> dict[str, Any]:
@@ -230,13 +215,12 @@ def _chart(found: Sweep) -> Markup:
         return svg(figure, "sweep", f"{_title(found)}: nDCG@{found.k} against epsilon.")
 
 
-_PAGE = """<!doctype html>
+_PAGE = (
+    """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>MetaRec: what privacy costs</title><style>
-:root { color-scheme: light dark; --page: #f6f7f9; --ink: #1b2330; --muted: #5a6575; --line: #dfe3e9; --accent: #2456c9;
-  --second: #8fb0f3; --other: #c2571a; --weak: #b9c1cc; }
-@media (prefers-color-scheme: dark) { :root { --page: #12161c; --ink: #e6eaf0; --muted: #9da8b7; --line: #313a46;
-  --accent: #7fa5ff; --second: #4669b4; --other: #f0a066; --weak: #566170; } }
+<title>MetaRec: what privacy costs</title><style>"""
+    + PALETTE
+    + """
 body { background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; max-width: 860px;
   margin: 0 auto; padding: 24px; }
 svg { width: 100%; height: auto; } table { border-collapse: collapse; width: 100%; }
@@ -253,6 +237,7 @@ th:first-child, td:first-child { text-align: left; } p { color: var(--muted); } 
 simulated, drawn from the runs' seeds. The popularity baseline counts raw interactions.</p>
 </body></html>
 """
+)
 
 
 def _report(found: Sweep) -> str:

@@ -1,12 +1,21 @@
-"""The page that ``simulations.report`` fills in; a module because Flower app bundles carry no HTML files."""
+"""The page that ``simulations.report`` fills in, and the colours of every page.
 
-_STYLE = """
+A module because Flower app bundles carry no HTML files.
+"""
+
+PALETTE = """
 :root { color-scheme: light dark;
   --page: #f6f7f9; --card: #fff; --ink: #1b2330; --muted: #5a6575; --line: #dfe3e9;
   --accent: #2456c9; --second: #8fb0f3; --other: #c2571a; --weak: #b9c1cc; --tint: #edf2fe; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #12161c; --card: #1a2028; --ink: #e6eaf0; --muted: #9da8b7; --line: #313a46;
   --accent: #7fa5ff; --second: #4669b4; --other: #f0a066; --weak: #566170; --tint: #202b40; } }
+"""
+"""Colours of every page, light and dark; the charts refer to them."""
+
+_STYLE = (
+    PALETTE
+    + """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
@@ -62,6 +71,7 @@ footer { margin: 32px 0; }
   .keys dd:first-of-type { font-size: 1.25rem; } }
 @media print { .card, .keys div { break-inside: avoid; } }
 """
+)
 
 _BODY = """
 {% macro comparison_table(title, comparison) %}

@@ -13,7 +13,7 @@ from metarec_shared.errors import CheckpointError, SettingsError
 from metarec_shared.population import Population
 from metarec_shared.sources import load_training_dataset
 from metarec_shared.split import Role
-from simulations import privacy_sweep
+from simulations import repeated
 from simulations.privacy_sweep import summary, sweep
 from simulations.resampled import fit_users, resampled
 from tests.integration.test_private_federation import SITE
@@ -47,7 +47,7 @@ def test_a_sweep_tabulates_every_epsilon_over_seeds_and_keeps_finished_runs(
     def again(*arguments: Any, **_: Any) -> None:
         raise AssertionError("a finished run was run again")
 
-    monkeypatch.setattr(privacy_sweep, "simulate", again)
+    monkeypatch.setattr(repeated, "simulate", again)
     assert sweep(settings, [math.inf, 4.0], [0, 1], tmp_path, lambda line: None) == found
     with pytest.raises(CheckpointError, match="made with other settings"):
         sweep(small_settings(**SMALL, outer__learning_rate=1.0), [4.0], [0], tmp_path, lambda line: None)
