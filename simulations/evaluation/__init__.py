@@ -1,0 +1,1 @@
+"""Evaluation protocols: what ``metarec benchmark`` compares methods by."""

@@ -1,0 +1,72 @@
+"""The protocol cold-user: rank the whole catalogue for users never seen in training, by their first interactions."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from metarec_shared.errors import DataError
+from metarec_shared.evaluation import batched, cold_user_tasks
+from metarec_shared.population import Population
+from metarec_shared.settings import Settings
+from metarec_shared.sources import load_item_features, load_training_dataset
+from metarec_shared.split import Role
+from metarec_shared.tasks import TaskBatch
+from simulations.evaluation.protocol import EvaluationProtocol, Say
+from simulations.evaluation.ranking import RANKING_METHODS, Fit, K, RankingCell, RankingProblem, RankingTrial
+from simulations.protocols import orders_of
+
+SUPPORTS = (1, 3, 5, 10)
+
+
+class ColdUser(EvaluationProtocol):
+    """Users are split by a keyed hash; a test user's first interactions are his support set, the next his query."""
+
+    name = "cold-user"
+    about = (
+        "Test users were never seen in training. Of each one's interactions, in random or in time order, the first "
+        "1, 3, 5 or 10 are the support set and the next 10 the query; the whole catalogue without the support set is "
+        "ranked, and ties count as their average. nDCG has binary gain."
+    )
+    methods = tuple(RANKING_METHODS)
+    shown = (f"ndcg@{K}", f"hr@{K}", f"recall@{K}")
+
+    def open(self, settings: Settings, folder: Path, say: Say) -> RankingTrial:
+        """Split users and draw tasks."""
+        dataset = load_training_dataset(settings)
+        population = Population.of(dataset.interactions, dataset.rating_scale, settings.run.seed)
+        cells = [
+            RankingCell(
+                name=f"{order}-{support}",
+                validation=_tasks(population, settings, Role.VALIDATION, order, support),
+                test=_tasks(population, settings, Role.TEST, order, support),
+            )
+            for order in orders_of(dataset.interactions)
+            for support in SUPPORTS
+        ]
+        cells = [cell for cell in cells if cell.validation and cell.test]
+        if not cells:
+            raise DataError(f"{dataset.name}: no validation and test users have two interactions or more")
+        problem = RankingProblem(
+            settings=settings,
+            folder=folder,
+            say=say,
+            train=dataset.interactions.take(population.users(Role.TRAINING)),
+            text=load_item_features(settings).text,
+            cells=cells,
+            target=f"ndcg@{K}",
+        )
+        return ColdUserTrial(problem)
+
+
+class ColdUserTrial(RankingTrial):
+    """The protocol with one seed."""
+
+    @property
+    def fits(self) -> Mapping[str, Fit]:
+        """The methods that all ranking protocols share."""
+        return {method.name: fit for method, fit in RANKING_METHODS.items()}
+
+
+def _tasks(population: Population, settings: Settings, role: Role, order: str, support: int) -> list[TaskBatch]:
+    users = population.judged(role, settings.evaluation.users)
+    scale = population.rating_scale
+    return batched(cold_user_tasks(population, users, order, support, settings.evaluation.query, scale))  # type: ignore[arg-type]
