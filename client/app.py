@@ -8,11 +8,12 @@ from flwr.clientapp import ClientApp
 from client.data_source import load_learner, load_node, site_settings
 from client.learner import Learner
 from client.meta_update import evaluate_nodes, meta_update
+from client.moments import moments_of
 from client.node import Nodes, enroll
 from client.privacy.policy import site_guard, site_policy
 from metarec_shared import wire
 from metarec_shared.errors import DataError, MetaRecError, Refusal
-from metarec_shared.exchange import EnrollmentRequest, EvaluateRequest, TrainRequest
+from metarec_shared.exchange import EnrollmentRequest, EvaluateRequest, MomentsRequest, TrainRequest
 from metarec_shared.randomness import generator
 from metarec_shared.settings import Settings
 
@@ -57,6 +58,10 @@ def answer(learner: Learner, nodes: Nodes, content: RecordDict, kind: str) -> Re
             request = wire.unpack_request(EnrollmentRequest, content)
             learner.check_catalogue(request.catalogue)
             return wire.pack_enrollment(enroll(nodes, len(learner.model.text), popularity=request.popularity))
+        case "query.moments":
+            wanted = wire.unpack_request(MomentsRequest, content)
+            learner.check_catalogue(wanted.catalogue)
+            return wire.pack_moments(moments_of(learner, nodes, wanted))
         case "train":
             train = wire.unpack_request(TrainRequest, content)
             update = meta_update(learner, wire.request_parameters(content), nodes, train)
@@ -64,10 +69,13 @@ def answer(learner: Learner, nodes: Nodes, content: RecordDict, kind: str) -> Re
             return wire.pack_meta_update(update, learner.settings.traffic.update_bits, rounding)
         case _:
             judge = wire.unpack_request(EvaluateRequest, content)
-            return wire.pack_evaluation(evaluate_nodes(learner, wire.request_parameters(content), nodes, judge))
+            regression = wire.request_regression(content, len(learner.model.text)) if judge.blends else None
+            parameters = wire.request_parameters(content)
+            return wire.pack_evaluation(evaluate_nodes(learner, parameters, nodes, judge, regression))
 
 
 @app.query()
+@app.query("moments")
 @app.train()
 @app.evaluate()
 def handle(message: Message, context: Context) -> Message:

@@ -181,6 +181,7 @@ class Learner:
             query=query,
             query_mask=torch.ones_like(query, dtype=torch.bool),
             known=support,
+            in_time=torch.zeros(users, dtype=torch.bool),
             dropout=dropout,
         )
         return tasks.to(self.device), torch.ones(users, device=self.device)

@@ -20,9 +20,17 @@ from client.node import Drawn, Nodes
 from client.privacy.guard import Guard, protected, reply_scales
 from metarec_shared.device import tiny_numbers_flushed
 from metarec_shared.errors import NodeError, Refusal
-from metarec_shared.evaluation import USERS_AT_ONCE, batched, cold_user_tasks, evaluate, model_scorer
+from metarec_shared.evaluation import (
+    USERS_AT_ONCE,
+    batched,
+    cold_user_tasks,
+    evaluate,
+    evaluate_blends,
+    model_scorer,
+)
 from metarec_shared.exchange import EvaluateRequest, Evaluation, MetaUpdate, Parameters, TrainRequest, all_finite
 from metarec_shared.meta_gradient import Batch
+from metarec_shared.task_regression import TaskRegression
 from metarec_shared.tasks import TaskBatch
 
 
@@ -85,8 +93,21 @@ def _weights(learner: Learner, drawn: Drawn, guard: Guard | None) -> NDArray[np.
     return drawn.expected if guard is None else guard.weights(drawn.expected)
 
 
-def evaluate_nodes(learner: Learner, parameters: Parameters, nodes: Nodes, request: EvaluateRequest) -> Evaluation:
+def evaluate_nodes(
+    learner: Learner,
+    parameters: Parameters,
+    nodes: Nodes,
+    request: EvaluateRequest,
+    regression: TaskRegression | None = None,
+) -> Evaluation:
     """Rank the catalogue for the users of ``nodes`` in a role and sum their metrics.
+
+    Args:
+        learner: Model and settings.
+        parameters: The meta-initialization.
+        nodes: Whose users are judged.
+        request: How.
+        regression: A task regression to blend in, in as many ways as the request says.
 
     Raises:
         WireError: The parameters or the catalogue are not this learner's.
@@ -95,14 +116,21 @@ def evaluate_nodes(learner: Learner, parameters: Parameters, nodes: Nodes, reque
     if nodes.guard is not None:
         raise Refusal("metrics of users are not noised, so they are not released")
     learner.check_catalogue(request.catalogue)
+    if request.blends and request.order == "time" and not nodes.population.interactions.has_time:
+        return Evaluation(sums={}, users=0, nodes=len(nodes))
     learner.load(parameters)
     batches = _evaluation_batches(learner, nodes, request)
     if not batches:
         return Evaluation(sums={}, users=0, nodes=len(nodes))
+    scorer = model_scorer(learner.model, adapt=request.adapt)
     with tiny_numbers_flushed():
-        metrics = evaluate(model_scorer(learner.model, adapt=request.adapt), batches, learner.settings.evaluation.k)
+        if regression is None:
+            metrics = evaluate(scorer, batches, learner.settings.evaluation.k)
+        else:
+            predictions = regression.to(learner.device)
+            metrics = evaluate_blends(scorer, predictions, request.blends, batches, learner.settings.evaluation.k)
     return Evaluation(
-        sums={name: float(values.sum()) for name, values in metrics.items() if name != "auc"},
+        sums={name: float(values.sum()) for name, values in metrics.items() if not name.startswith("auc")},
         users=sum(len(batch) for batch in batches),
         nodes=len(nodes),
     )

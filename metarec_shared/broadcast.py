@@ -9,7 +9,7 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 
-Kind = Literal["query", "train", "evaluate"]
+Kind = Literal["query", "query.moments", "train", "evaluate"]
 
 NodeIds = Sequence[int] | NDArray[np.integer[Any]]
 """Flower's ids of nodes."""

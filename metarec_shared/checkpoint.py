@@ -6,8 +6,8 @@ card. Each file is written atomically.
 """
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,12 @@ from metarec_shared.files import write_atomically, write_json, write_text
 from metarec_shared.model import BertRecommender
 from metarec_shared.model_card import model_card
 from metarec_shared.settings import Settings, flatten
+from metarec_shared.task_regression import TaskRegression
+from metarec_shared.tasks import Order
 
-FORMAT = 1
+FORMAT = 2
+_BEFORE = {1: {"model.order-aware": False, "tasks.time-share": 0.0}}
+"""What earlier formats could not do, so that their settings do not say it."""
 MODEL_FILE = "model.safetensors"
 CATALOGUE_FILE = "catalogue.json"
 
@@ -44,6 +48,7 @@ class Checkpoint:
         rating_scale: Scale of the ratings the model was trained with.
         round_number: Round after which the checkpoint was taken.
         validation: Its validation metric; None where none was measured.
+        regressions: Task regressions that are added to the scores, by the order in which histories are read.
     """
 
     parameters: Parameters
@@ -54,13 +59,16 @@ class Checkpoint:
     rating_scale: RatingScale | None
     round_number: int
     validation: float | None
+    regressions: Mapping[Order, TaskRegression] = field(default_factory=dict)
 
     def model(self, device: torch.device | None = None) -> BertRecommender:
         """Return the recommender over the items that training knew."""
         text = self.text[torch.from_numpy(self.items.positions)]
         model = BertRecommender(text, self.settings.model, self.settings.adaptation)
         load_parameters(model, self.parameters, CheckpointError)
-        return model.to(device or torch.device("cpu")).eval()
+        place = device or torch.device("cpu")
+        model.regressions = {order: regression.to(place) for order, regression in self.regressions.items()}
+        return model.to(place).eval()
 
     def full_model(self) -> BertRecommender:
         """Return the recommender over the whole catalogue: an item training did not know comes by its text alone.
@@ -88,6 +96,9 @@ class Checkpoint:
             ids = self.parameters["item_ids"]
             parameters["item_ids"] = ids.new_zeros(len(text), ids.shape[1]).index_put((at,), ids[of])
         load_parameters(model, parameters, CheckpointError)
+        model.regressions = {
+            order: regression.transferred(len(text), at, of) for order, regression in self.regressions.items()
+        }
         return model.eval()
 
     def describe(self) -> dict[str, Any]:
@@ -100,6 +111,7 @@ class Checkpoint:
             "text_encoder": self.text_encoder,
             "rating_scale": None if scale is None else [scale.low, scale.high],
             "catalogue": self.items.catalogue.fingerprint,
+            "regressions": {order: regression.blend for order, regression in self.regressions.items()},
             "settings": json.loads(self.settings.to_json()),
         }
 
@@ -135,6 +147,9 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     """Write a checkpoint to ``folder``; an older one there is replaced file by file."""
     description = checkpoint.describe()
     tensors = {f"parameters/{name}": value.detach().cpu() for name, value in checkpoint.parameters.items()}
+    for order, regression in checkpoint.regressions.items():
+        tensors[f"{order}/neighbours"] = regression.neighbours.to(torch.int32)
+        tensors[f"{order}/weights"] = regression.weights
     tensors["text"] = checkpoint.text.contiguous()
     tensors["known_items"] = torch.from_numpy(checkpoint.items.positions)
     catalogue = checkpoint.items.catalogue
@@ -152,14 +167,15 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: There is none, it is cut short, of another format, or its files do not belong together.
     """
     tensors, description = load_tensors(folder / MODEL_FILE)
-    if description.get("format") != FORMAT:
+    if description.get("format") not in (FORMAT, *_BEFORE):
         raise CheckpointError(
             f"{folder / MODEL_FILE}: format {description.get('format')!r} is not the format {FORMAT} this version reads"
         )
     catalogue = _load_catalogue(folder / CATALOGUE_FILE)
     if catalogue.fingerprint != description["catalogue"]:
         raise CheckpointError(f"{folder / CATALOGUE_FILE} is not the catalogue that {MODEL_FILE} was trained on")
-    settings = Settings().with_values(flatten(description["settings"], MODEL_FILE), str(folder / MODEL_FILE))
+    before = _BEFORE.get(description["format"], {})
+    settings = Settings().with_values(before | flatten(description["settings"], MODEL_FILE), str(folder / MODEL_FILE))
     scale = description["rating_scale"]
     return Checkpoint(
         parameters=tensors_below(tensors, "parameters/"),
@@ -170,6 +186,12 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         rating_scale=None if scale is None else RatingScale(low=scale[0], high=scale[1]),
         round_number=description["round"],
         validation=description["validation"],
+        regressions={
+            order: TaskRegression(
+                neighbours=tensors[f"{order}/neighbours"].long(), weights=tensors[f"{order}/weights"], blend=blend
+            )
+            for order, blend in description.get("regressions", {}).items()
+        },
     )
 
 

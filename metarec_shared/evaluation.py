@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec_shared.dataset import RatingScale
+from metarec_shared.exchange import blended
 from metarec_shared.metrics import ranking_metrics
 from metarec_shared.model import BertRecommender
-from metarec_shared.population import Order, Population
-from metarec_shared.tasks import Task, TaskBatch, pad
+from metarec_shared.population import Population
+from metarec_shared.task_regression import TaskRegression
+from metarec_shared.tasks import Order, Task, TaskBatch, pad
 
 USERS_AT_ONCE = 256
 
@@ -64,6 +66,27 @@ def evaluate(scorer: Scorer, batches: Sequence[TaskBatch], k: int) -> dict[str, 
     if not parts:
         raise ValueError("there is no task to evaluate")
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def evaluate_blends(
+    scorer: Scorer, regression: TaskRegression, blends: Sequence[float], batches: Sequence[TaskBatch], k: int
+) -> dict[str, Float[Tensor, " users"]]:
+    """Return every ranking metric of every user with a task regression's predictions added, for each of ``blends``.
+
+    The scorer is asked once a batch, whatever the number of blends; names are those of ``blended``.
+    """
+    found: dict[str, Tensor] = {}
+    with torch.no_grad():
+        scored = [scorer(batch) for batch in batches]
+        predicted = [
+            regression.predictions(*(t.to(regression.weights.device) for t in (batch.support, batch.support_mask)))
+            for batch in batches
+        ]
+    for place, blend in enumerate(blends):
+        sums = iter([scores + blend * added for scores, added in zip(scored, predicted, strict=True)])
+        metrics = evaluate(lambda batch, sums=sums: next(sums), batches, k)  # type: ignore[misc]
+        found |= {blended(name, place): values for name, values in metrics.items()}
+    return found
 
 
 def model_scorer(model: BertRecommender, *, adapt: bool) -> Scorer:

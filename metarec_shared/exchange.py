@@ -1,6 +1,6 @@
 """What server and nodes say to each other, free of any transport; ``wire`` turns it into Flower messages and back."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec_shared.dataset import RatingScale
-from metarec_shared.population import Order
 from metarec_shared.privacy.terms import Terms
 from metarec_shared.split import Role
+from metarec_shared.task_regression import TaskMoments
+from metarec_shared.tasks import Order
 
 Parameters = dict[str, Tensor]
 """The meta-initialization (or a meta-gradient) by parameter name."""
@@ -52,6 +53,32 @@ class Enrollment:
     item_counts: NDArray[np.float64]
     rating_scale: RatingScale | None
     terms: Terms | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MomentsRequest:
+    """The server asks for the second moments of meta-training users' tasks (``task_regression``).
+
+    Attributes:
+        catalogue: Fingerprint of the catalogue; a node with another one refuses.
+        order: Order in which histories are read; a node without timestamps has no moments in time order.
+    """
+
+    catalogue: str
+    order: Order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """The answer of one node, or of several folded into one.
+
+    Attributes:
+        moments: Summed over their meta-training users.
+        nodes: Nodes that took part.
+    """
+
+    moments: TaskMoments
+    nodes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +127,8 @@ class EvaluateRequest:
         adapt: Whether to run the inner loop.
         draws: Random orders every user is judged in; one where the order is that of time.
         sampling_rate: Share of the users in the role that are judged, the same ones every time.
+        blends: What the predictions of the task regression that comes with the request are multiplied by before they
+            are added to the model's scores, one metric each for every one; empty: no regression comes.
         rating_scale: The scale on which all nodes read ratings as feedback; None: there are no ratings.
         catalogue: Fingerprint of the catalogue the parameters belong to.
     """
@@ -111,6 +140,7 @@ class EvaluateRequest:
     sampling_rate: float
     rating_scale: RatingScale | None
     catalogue: str
+    blends: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +148,7 @@ class Evaluation:
     """Sums of ranking metrics, of one node or of several folded into one.
 
     Attributes:
-        sums: Sum over users of each metric.
+        sums: Sum over users of each metric, by name; of the blend at place ``i``, by ``blended(name, i)``.
         users: Users evaluated, each as often as it was drawn.
         nodes: Nodes that took part.
     """
@@ -126,6 +156,11 @@ class Evaluation:
     sums: dict[str, float]
     users: int
     nodes: int
+
+
+def blended(metric: str, place: int) -> str:
+    """Return the name of a metric of the model with a task regression added, by the place of its blend."""
+    return f"{metric} blend {place}"
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

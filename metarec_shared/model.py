@@ -4,9 +4,12 @@
     user vector   h   = V BERT([state], e_s + feedback_s for s in the support set)
     score         s_j = h . e_j + b_j                b_j starts at log popularity
 
-Feedback enters as BERT's token type, the state token is the only word of BERT's vocabulary. There are no positions:
-a support set is a set. The model is deterministic; dropout factors come with the task.
+Feedback enters as BERT's token type. The state token is the only word of BERT's vocabulary, or one of two: what follows
+interactions in a row is not what a random half of a history says of the other, so each order has its own. There are no
+positions: a support set is a set. The model is deterministic; dropout factors come with the task.
 """
+
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,7 +19,8 @@ from transformers import BertConfig, BertModel
 from metarec_shared.adaptation import Adaptation, ClosedForm, build_adaptation
 from metarec_shared.inner_loop import Items, scores
 from metarec_shared.settings import AdaptationSettings, ModelSettings
-from metarec_shared.tasks import FEEDBACK_LEVELS, TaskBatch
+from metarec_shared.task_regression import TaskRegression
+from metarec_shared.tasks import FEEDBACK_LEVELS, Order, TaskBatch
 from metarec_shared.user_encoder import read_support
 
 
@@ -35,6 +39,7 @@ class BertRecommender(nn.Module):
         super().__init__()
         items, width = len(text), model.width
         self.uses_feedback = model.feedback
+        self.order_aware = model.order_aware
         self.register_buffer("text", text, persistent=False)
         self._text_products: Tensor | None = None
         self.projection = nn.Linear(text.shape[1], width)
@@ -43,7 +48,7 @@ class BertRecommender(nn.Module):
         self.item_bias = nn.Parameter(torch.zeros(items))
         self.encoder = BertModel(
             BertConfig(
-                vocab_size=1,
+                vocab_size=2 if model.order_aware else 1,
                 pad_token_id=None,
                 type_vocab_size=1 + FEEDBACK_LEVELS if model.feedback else 1,
                 max_position_embeddings=1,
@@ -59,6 +64,7 @@ class BertRecommender(nn.Module):
         )
         self.head = nn.Linear(width, width)
         self.adaptation: Adaptation = build_adaptation(adaptation, width)
+        self.regressions: Mapping[Order, TaskRegression] = {}
 
     def item_vectors(self, id_mask: Bool[Tensor, " items"] | None = None) -> Float[Tensor, "items width"]:
         """Return the vector of every item; ``id_mask`` switches ID vectors off where it is false."""
@@ -88,12 +94,22 @@ class BertRecommender(nn.Module):
         """Read support sets whose item vectors have been looked up; ``joined`` as in ``read_support``."""
         inputs = rows if tasks.dropout is None else rows * tasks.dropout[:, :-1]
         feedback = tasks.feedback if self.uses_feedback else torch.zeros_like(tasks.feedback)
-        encoded = read_support(self.encoder, inputs, feedback, tasks.support_mask, joined=joined)
+        state = tasks.in_time if self.order_aware else None
+        encoded = read_support(self.encoder, inputs, feedback, tasks.support_mask, state, joined=joined)
         return encoded if tasks.dropout is None else encoded * tasks.dropout[:, -1]
 
     def items(self, E: Float[Tensor, "items width"]) -> Items:
         """Return what scores need of the catalogue."""
         return Items(E, self.item_bias)
+
+    def regressed(self, scored: Float[Tensor, "users items"], tasks: TaskBatch) -> Float[Tensor, "users items"]:
+        """Add what the task regressions predict of each user's support set, where the model has any."""
+        for order, regression in self.regressions.items():
+            of_order = torch.zeros(len(tasks), dtype=torch.bool) if tasks.in_time is None else tasks.in_time
+            chosen = of_order if order == "time" else ~of_order
+            mask = tasks.support_mask & chosen[:, None].to(tasks.support.device)
+            scored = scored + regression.blend * regression.predictions(tasks.support, mask)
+        return scored
 
     def forward(
         self,
@@ -114,5 +130,5 @@ class BertRecommender(nn.Module):
         if E is None:
             E = self.item_vectors(id_mask)
         if adapt:
-            return self.adaptation(self, tasks, E, id_mask)  # type: ignore[no-any-return]
+            return self.regressed(self.adaptation(self, tasks, E, id_mask), tasks)
         return scores(self.head(self.encode(tasks, E)), self.items(E))

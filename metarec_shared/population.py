@@ -1,7 +1,6 @@
 """The users a node holds, with the role and the random key of each: what a node draws its tasks from."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +11,10 @@ from metarec_shared.interactions import Interactions
 from metarec_shared.randomness import generator, uniforms, user_keys
 from metarec_shared.settings import TaskSettings
 from metarec_shared.split import Role, roles
-from metarec_shared.tasks import Task, TaskBatch, draw_training_tasks, feedback_levels
+from metarec_shared.tasks import Order, Task, TaskBatch, draw_training_tasks, feedback_levels
 
 SHORTEST_HISTORY = 2
 """A user with fewer interactions has no support set beside a query set and takes no part."""
-
-Order = Literal["random", "time"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,4 +101,5 @@ class Population:
             support_mask=np.ones(min(support, len(rows)), dtype=bool),
             feedback=feedback_levels(self.interactions.ratings[rows[:support]], scale),
             query=self.interactions.items[rows[support : support + query]].astype(np.int64),
+            in_time=order == "time",
         )

@@ -97,6 +97,7 @@ class ModelSettings:
     intermediate: int = setting(256, "width of the feed-forward layers of the user encoder", low=4)
     item_ids: bool = setting(True, "learn an ID vector an item beside its text")
     feedback: bool = setting(True, "add an embedding of the rating to each support item")
+    order_aware: bool = setting(True, "read histories in time order with a state token of their own")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,13 @@ class TaskSettings:
 
     support: int = setting(10, "largest support set", low=1)
     query: int = setting(40, "largest query set", low=1)
+    time_share: float = setting(
+        0.5,
+        "share of tasks that are interactions in a row, where the data has time; the others are in random order",
+        low=0,
+        high=1,
+    )
+    time_query: int = setting(10, "largest query set of a task in time order", low=1)
     vary_support: float = setting(0.0, "share of tasks whose support size is drawn from 1..support", low=0, high=1)
     support_dropout: float = setting(0.15, "chance of a support item to be hidden from its task", low=0, high=0.95)
     feature_dropout: float = setting(0.2, "dropout on the user encoder's inputs and output", low=0, high=0.95)
@@ -126,6 +134,16 @@ class AdaptationSettings:
     candidates: int = setting(
         0, "items a round's softmax is over, about, drawn by popularity; 0: the whole catalogue", low=0
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegressionSettings:
+    """The linear meta-learner in closed form that is added to the adapted model's scores; off under privacy."""
+
+    enabled: bool = setting(True, "fit it after meta-training, on second moments of all meta-training users' tasks")
+    penalty: float = setting(0.5, "of its squared weights, over the mean diagonal of the moments", low=1e-6)
+    neighbours: int = setting(200, "weights kept of each support item", low=1)
+    most_items: int = setting(8192, "items it is solved for at most, the most frequent ones", low=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +244,7 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     tasks: TaskSettings = field(default_factory=TaskSettings)
     adaptation: AdaptationSettings = field(default_factory=AdaptationSettings)
+    regression: RegressionSettings = field(default_factory=RegressionSettings)
     outer: OuterSettings = field(default_factory=OuterSettings)
     federation: FederationSettings = field(default_factory=FederationSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
@@ -278,6 +297,8 @@ PRIVATE_DEFAULTS: Mapping[str, Scalar] = {
     "outer.weight-decay": 0.0,
     "outer.warmup-rounds": 0,
     "outer.averaging": 0.9,
+    "tasks.time-share": 0.0,
+    "model.order-aware": False,
 }
 """What a simulation with privacy changes of the defaults; chosen on public data (docs/privacy.md)."""
 

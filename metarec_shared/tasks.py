@@ -5,6 +5,7 @@ A batch of tasks is padded to common lengths and carries masks; what is padded n
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +20,10 @@ from metarec_shared.settings import TaskSettings
 
 FEEDBACK_LEVELS = 10
 """Ratings are told apart on this many levels of their scale; level 0 means that there is no rating."""
+
+
+Order = Literal["random", "time"]
+"""How a history is read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +41,7 @@ class TaskBatch:
         dropout: Factors for the inputs of the user encoder (positions 0..support-1) and for its output (the last
             position), None outside meta-training. They are drawn with the task, so that the model itself is a
             deterministic function and a user's meta-gradient does not depend on who else is in the batch.
+        in_time: Whose support and query sets are in a row in time; None: nobody's.
     """
 
     support: Int[Tensor, "users support"]
@@ -45,6 +51,7 @@ class TaskBatch:
     query_mask: Bool[Tensor, "users query"]
     known: Int[Tensor, "users support"]
     dropout: Float[Tensor, "users positions width"] | None = None
+    in_time: Bool[Tensor, " users"] | None = None
 
     def __len__(self) -> int:
         return len(self.support)
@@ -82,6 +89,7 @@ class Task:
     feedback: NDArray[np.int64]
     query: NDArray[np.int64]
     dropout: NDArray[np.float32] | None = None
+    in_time: bool = False
 
 
 def feedback_levels(ratings: NDArray[np.float32], scale: RatingScale | None) -> NDArray[np.int64]:
@@ -105,8 +113,9 @@ def draw_training_tasks(
     """Draw one meta-training task of each user, all at once; each has a history of at least two items.
 
     A history is shuffled; its first items are the support set (at most ``settings.support`` and never the whole
-    history), the next at most ``settings.query`` the query set. Only the rows that are drawn are read, so histories
-    may lie on disk, and a user's task depends on nobody else's.
+    history), the next at most ``settings.query`` the query set. Where the data has time, a share of the tasks is
+    interactions in a row instead, beginning anywhere, and at most ``settings.time_query`` that follow. Only the
+    rows that are drawn are read, so histories may lie on disk, and a user's task depends on nobody else's.
 
     Args:
         interactions: Whose histories.
@@ -126,6 +135,14 @@ def draw_training_tasks(
         sizes = np.where(draws[:, 0] < settings.vary_support, varied, sizes)
     query_sizes = np.minimum(settings.query, lengths - sizes)
     order = _shuffled(lengths, draws[:, 2 : 2 + limit + settings.query])
+    in_time = np.zeros(len(users), dtype=np.bool_)
+    if interactions.has_time and settings.time_share:
+        coins = uniform_table(keys, 2, seed, "time order", round_number)
+        in_time = coins[:, 0] < settings.time_share
+        query_sizes = np.where(in_time, np.minimum(query_sizes, settings.time_query), query_sizes)
+        begin = (coins[:, 1] * (lengths - sizes - query_sizes + 1)).astype(np.int64)
+        in_a_row = np.minimum(begin[:, None] + np.arange(order.shape[1]), lengths[:, None] - 1)
+        order = np.where(in_time[:, None], in_a_row, order)
     rows = interactions.offsets[users][:, None] + order
     real, asked = (np.arange(n.max()) < n[:, None] for n in (sizes, query_sizes))
     support_rows = np.where(real, rows[:, : real.shape[1]], rows[:, :1])
@@ -142,6 +159,7 @@ def draw_training_tasks(
         query_mask=torch.from_numpy(asked),
         known=torch.from_numpy(np.where(real, support, -1)),
         dropout=_dropout_factors(keys, real, settings, width, address),
+        in_time=torch.from_numpy(in_time),
     )
 
 
@@ -197,6 +215,7 @@ def pad(tasks: Sequence[Task]) -> TaskBatch:
         query_mask=_stack([np.ones(n, dtype=bool) for n in query_lengths], query_lengths, False),
         known=_stack([task.support for task in tasks], support_lengths, -1),
         dropout=_stack_dropout(tasks, max(support_lengths)),
+        in_time=torch.tensor([task.in_time for task in tasks]),
     )
 
 

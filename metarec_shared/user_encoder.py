@@ -20,23 +20,25 @@ def read_support(
     inputs: Float[Tensor, "users support width"],
     feedback: Int[Tensor, "users support"],
     visible: Bool[Tensor, "users support"],
+    state: Bool[Tensor, " users"] | None = None,
     *,
     joined: bool = False,
 ) -> Float[Tensor, "users width"]:
     """Return BERT's output at the state token, which stands before the support items.
 
     Args:
-        encoder: A BERT whose only word is the state token, and whose token types are feedback levels.
+        encoder: A BERT whose words are state tokens, and whose token types are feedback levels.
         inputs: Vectors of the support items.
         feedback: Their feedback levels.
         visible: Which of them may be read.
+        state: Who has the second state token; None: nobody.
         joined: Whether a layer's projections may be joined in one product and its attention be one kernel: faster, and
             the same to rounding, but single layers cannot be watched and it can be differentiated only once.
     """
     zeros = feedback.new_zeros(len(inputs), 1)
-    state = encoder.embeddings.word_embeddings(zeros)
+    words = zeros if state is None else state.long()[:, None]
     hidden = encoder.embeddings(
-        inputs_embeds=torch.cat([state, inputs], dim=1),
+        inputs_embeds=torch.cat([encoder.embeddings.word_embeddings(words), inputs], dim=1),
         token_type_ids=torch.cat([zeros, feedback], dim=1),
         position_ids=zeros,
     )
@@ -46,8 +48,8 @@ def read_support(
     *layers, last = encoder.encoder.layer
     for layer in layers:
         hidden = _after_attention(layer, attend(layer, hidden, hidden, mask), hidden)
-    state = hidden[:, :1]
-    return _after_attention(last, attend(last, state, hidden, mask), state)[:, 0]
+    asking = hidden[:, :1]
+    return _after_attention(last, attend(last, asking, hidden, mask), asking)[:, 0]
 
 
 def _attend(layer: nn.Module, asking: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:

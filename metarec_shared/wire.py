@@ -11,6 +11,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ from metarec_shared.exchange import (
     EvaluateRequest,
     Evaluation,
     MetaUpdate,
+    Moments,
+    MomentsRequest,
     Parameters,
     TrainRequest,
     all_finite,
@@ -31,13 +34,14 @@ from metarec_shared.privacy.terms import Terms
 from metarec_shared.quantization import checked, dequantize, quantize
 from metarec_shared.settings import Mode
 from metarec_shared.split import Role
+from metarec_shared.task_regression import TaskMoments, TaskRegression
 
 Bits = Literal[8, 16, 32]
 
 _RAW = "metarec.raw"
 """How arrays are serialized: their bytes, little-endian, in C order."""
 
-_DTYPES = frozenset({"float32", "float64", "int8", "int16", "int64", "uint8", "uint64"})
+_DTYPES = frozenset({"float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint64"})
 
 _LONGEST_NAME = 256
 _NEWLINE = 10
@@ -47,10 +51,12 @@ _MOST_USERS = 2**31
 _LARGEST_RATING = 1e6
 """A scale beyond it would overflow where ratings are read on it, for some users and not for others."""
 
+_MOST_BLENDS = 64
+
 _SCALES = "/scales"
 """A quantized tensor travels as two arrays, its codes under its own name and their scales under this ending."""
 
-RequestT = TypeVar("RequestT", EnrollmentRequest, TrainRequest, EvaluateRequest)
+RequestT = TypeVar("RequestT", EnrollmentRequest, MomentsRequest, TrainRequest, EvaluateRequest)
 
 
 def pack_parameters(parameters: Parameters, bits: Bits = 32, rng: np.random.Generator | None = None) -> ArrayRecord:
@@ -115,7 +121,9 @@ def _decode(name: str, array: Array) -> NDArray[Any]:
 
 
 def pack_request(
-    request: EnrollmentRequest | TrainRequest | EvaluateRequest, parameters: ArrayRecord | None = None
+    request: EnrollmentRequest | MomentsRequest | TrainRequest | EvaluateRequest,
+    parameters: ArrayRecord | None = None,
+    regression: TaskRegression | None = None,
 ) -> RecordDict:
     """Return the content of a message to a node; ``parameters`` are shared between messages, not copied."""
     content = RecordDict(
@@ -123,6 +131,9 @@ def pack_request(
     )
     if parameters is not None:
         content["parameters"] = parameters
+    if regression is not None:
+        arrays = {"neighbours": regression.neighbours.to(torch.int32), "weights": regression.weights}
+        content["regression"] = pack_parameters(arrays)
     return content
 
 
@@ -135,6 +146,8 @@ def _flat(value: Any) -> Any:
             return int(value)
         case None:
             return []
+        case tuple():
+            return list(value)
         case _:
             return value
 
@@ -157,13 +170,19 @@ def unpack_request(kind: type[RequestT], content: RecordDict) -> RequestT:
         raise WireError(f"{kind.__name__} must have {sorted(wanted)}, got {sorted(values)}")
     if "rating_scale" in values:
         values["rating_scale"] = _scale(values["rating_scale"])
+    if "blends" in wanted and values["blends"] == []:  # an empty list has no type of its own
+        values["blends"] = ()
     for key in fields(kind):
         if type(values.get(key.name)) not in _SCALARS.get(key.name, (str,)):
             raise WireError(f"{kind.__name__}.{key.name} is missing or mistyped, got {values.get(key.name)!r}")
+    if values.get("order", "random") not in ("random", "time"):
+        raise WireError(f"no order {values['order']!r}")
     if kind is EvaluateRequest:
-        if values["role"] not in list(Role) or values["order"] not in ("random", "time"):
-            raise WireError(f"no role {values['role']} or no order {values['order']!r}")
-        values["role"] = Role(values["role"])
+        if values["role"] not in list(Role):
+            raise WireError(f"no role {values['role']}")
+        if len(values["blends"]) > _MOST_BLENDS or not np.isfinite(values["blends"]).all():
+            raise WireError(f"blends must be at most {_MOST_BLENDS} finite numbers, got {len(values['blends'])}")
+        values["role"], values["blends"] = Role(values["role"]), tuple(values["blends"])
     return kind(**values)
 
 
@@ -175,12 +194,78 @@ _SCALARS: dict[str, tuple[type, ...]] = {
     "popularity": (bool,),
     "draws": (int,),
     "rating_scale": (RatingScale, type(None)),
+    "blends": (list, tuple),
 }
 
 
 def request_parameters(content: RecordDict) -> Parameters:
     """Read the parameters that came with a request."""
     return unpack_parameters(_record(content, "parameters", ArrayRecord))
+
+
+def request_regression(content: RecordDict, items: int) -> TaskRegression:
+    """Read the task regression that came with a request.
+
+    Raises:
+        WireError: It is none over ``items`` items.
+    """
+    arrays = unpack_parameters(_record(content, "regression", ArrayRecord))
+    neighbours, weights = arrays.get("neighbours"), arrays.get("weights")
+    if neighbours is None or weights is None or neighbours.dtype != torch.int32 or weights.dtype != torch.float32:
+        raise WireError("a task regression must have neighbours (int32) and weights (float32)")
+    if neighbours.dim() != 2 or neighbours.shape != weights.shape or len(weights) != items:
+        got = f"{tuple(neighbours.shape)} and {tuple(weights.shape)}"
+        raise WireError(f"neighbours and weights of a task regression must be [{items}, any], got {got}")
+    if ((neighbours < 0) | (neighbours >= items)).any() or not weights.isfinite().all():
+        raise WireError(f"a task regression must have neighbours from 0 to {items - 1} and finite weights")
+    return TaskRegression(neighbours=neighbours.long(), weights=weights)
+
+
+def pack_moments(answer: Moments) -> RecordDict:
+    """Return the content of a node's answer: two sparse matrices, row by row."""
+    columns: dict[str, NDArray[Any]] = {}
+    for name in _MOMENTS:
+        matrix = getattr(answer.moments, name)
+        columns |= {
+            f"{name}.starts": matrix.indptr.astype(np.int64),
+            f"{name}.items": matrix.indices.astype(np.int32),
+            f"{name}.values": matrix.data.astype(np.float32),
+        }
+    arrays = ArrayRecord({name: _encode(column) for name, column in columns.items()})
+    return RecordDict({"arrays": arrays, "numbers": MetricRecord({"nodes": answer.nodes})})
+
+
+def unpack_moments(content: RecordDict, items: int) -> Moments:
+    """Read an answer.
+
+    Raises:
+        WireError: It holds no second moments over ``items`` items.
+    """
+    record = _record(content, "arrays", ArrayRecord)
+    (nodes,) = _numbers(content, "nodes")
+    support, query = (_sparse_matrix(record, name, items) for name in _MOMENTS)
+    return Moments(moments=TaskMoments(support=support, query=query), nodes=int(nodes))
+
+
+def _sparse_matrix(record: ArrayRecord, name: str, items: int) -> sp.csr_array:
+    parts = {
+        part: _decode(f"{name}.{part}", record[f"{name}.{part}"])
+        for part in ("starts", "items", "values")
+        if f"{name}.{part}" in record
+    }
+    kinds = {part: (column.dtype.name, column.ndim) for part, column in parts.items()}
+    if kinds != {"starts": ("int64", 1), "items": ("int32", 1), "values": ("float32", 1)}:
+        raise WireError(f"{name} moments must be starts (int64), items (int32) and values (float32), got {kinds}")
+    starts, columns, values = parts["starts"], parts["items"], parts["values"]
+    rows_fit = len(starts) == items + 1 and starts[0] == 0 and (np.diff(starts) >= 0).all()
+    if not rows_fit or not starts[-1] == len(columns) == len(values):
+        raise WireError(f"{name} moments must have {items} rows that hold {len(values)} values")
+    if len(columns) and not (columns.min() >= 0 and columns.max() < items and np.isfinite(values).all()):
+        raise WireError(f"{name} moments must be finite and of items from 0 to {items - 1}")
+    return sp.csr_array((values, columns, starts), shape=(items, items))
+
+
+_MOMENTS = ("support", "query")
 
 
 def pack_enrollment(enrollment: Enrollment) -> RecordDict:

@@ -32,6 +32,7 @@ from server.outer_optimizer import OuterOptimizer
 from server.privacy import federation_privacy
 from server.progress import Progress
 from server.recorder import METRICS_FILE, Recorder, read_metrics
+from server.regression import add_task_regressions
 from server.resume import RESUME_FILE, Best, ResumePoint, load_resume_point, save_resume_point
 from server.roster import Roster
 from server.warm_start import warm_parameters
@@ -40,7 +41,7 @@ SETTINGS_FILE = "settings.json"
 TRAINING_FILE = "training.json"
 RELEASES_FILE = "releases.json"
 
-NO_PRIVACY_NOTICE = "privacy: none; raw item counts and raw gradients leave the nodes"
+NO_PRIVACY_NOTICE = "privacy: none; raw item counts, raw gradients and raw moments of tasks leave the nodes"
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ def run_federation(grid: Grid, settings: Settings) -> None:
     if done < settings.federation.rounds and not keeper.exhausted:
         strategy = FedMAML(settings, roster, optimizer, public.fingerprint, sent)
         _meta_train(grid, settings, strategy, keeper, done)
+    add_task_regressions(grid, settings, roster, folder, public.fingerprint)
     keeper.finish()
 
 

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from metarec_shared.checkpoint import MODEL_FILE, Checkpoint, load_checkpoint
 from metarec_shared.errors import DataError, MetaRecError
 from metarec_shared.evaluation import model_scorer
-from metarec_shared.population import Order, Population
+from metarec_shared.population import Population
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_dataset, load_training_dataset
 from metarec_shared.split import Role
+from metarec_shared.tasks import Order
 from metarec_shared.text import text_features
 from simulations.protocols import (
     Cell,

@@ -16,9 +16,9 @@ from metarec_shared.checkpoint import Checkpoint
 from metarec_shared.evaluation import Scorer, batched, cold_user_tasks, evaluate, model_scorer
 from metarec_shared.interactions import Interactions
 from metarec_shared.metrics import ranking_metrics
-from metarec_shared.population import Order, Population
+from metarec_shared.population import Population
 from metarec_shared.split import Role
-from metarec_shared.tasks import Task, TaskBatch, pad
+from metarec_shared.tasks import Order, Task, TaskBatch, pad
 from simulations.baselines.baseline import Baseline, Validation, co_occurrences
 from simulations.baselines.ease import tune_ease
 from simulations.baselines.item_knn import tune_item_knn

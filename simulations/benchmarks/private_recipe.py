@@ -126,7 +126,8 @@ def scaled(settings: Settings, users: int, here: int) -> tuple[Settings, Terms]:
 def warm_start(base: Settings, public: str, rounds: int, folder: Path) -> str:
     """Meta-train on public data without privacy and return the run's folder."""
     values = {"data.path": public, "federation.rounds": rounds, "data.rating-low": 1, "data.rating-high": 5}
-    run_once(base.with_values(values, SOURCE), folder, _say)
+    same_model = {key: value for key, value in PRIVATE_DEFAULTS.items() if key.startswith(("model.", "tasks."))}
+    run_once(base.with_values(values | same_model, SOURCE), folder, _say)
     return str(folder)
 
 

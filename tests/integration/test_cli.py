@@ -97,7 +97,7 @@ def test_simulate_prints_the_comparison_table_last_and_says_once_what_leaves_the
     assert code == 0
     assert "nDCG@10 (higher is better)" in out
     assert "MetaRec before adaptation" in out
-    assert caplog.text.count("raw item counts and raw gradients leave the nodes") == 1
+    assert caplog.text.count("raw item counts, raw gradients and raw moments of tasks leave the nodes") == 1
 
 
 def test_data_without_timestamps_has_no_time_order(metarec: Run, tmp_path: Path) -> None:

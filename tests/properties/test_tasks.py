@@ -1,5 +1,7 @@
 """What is true of tasks and of the model whatever the histories are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -115,13 +117,17 @@ def _drawn(histories: Interactions, users: list[int], sizes: TaskSettings, seed:
     support=st.integers(1, 20),
     query=st.integers(1, 50),
     vary=st.sampled_from([0.0, 0.5, 1.0]),
+    time_query=st.none() | st.integers(1, 50),
     seed=st.integers(0, 2**32),
 )
 def test_support_and_query_never_overlap_and_both_hold_an_item(
-    lengths: list[int], support: int, query: int, vary: float, seed: int
+    lengths: list[int], support: int, query: int, vary: float, time_query: int | None, seed: int
 ) -> None:
     histories = _histories(lengths, seed)
-    sizes = TaskSettings(support=support, query=query, vary_support=vary)
+    sizes = TaskSettings(support=support, query=query, vary_support=vary, time_share=0.0)
+    if time_query is not None:
+        sizes = replace(sizes, time_share=1.0, time_query=time_query)
+        query = min(query, time_query)
     batch = _drawn(histories, list(range(len(lengths))), sizes, seed)
     for user, length in enumerate(lengths):
         known = batch.known[user][batch.known[user] >= 0].tolist()
@@ -130,6 +136,9 @@ def test_support_and_query_never_overlap_and_both_hold_an_item(
         assert len(asked) == min(query, length - len(known))
         assert vary or len(known) == min(support, length - 1)
         drawn = known + asked
+        if time_query is not None:
+            begin = histories.history(user).tolist().index(known[0])
+            assert histories.history(user)[begin : begin + len(drawn)].tolist() == drawn
         assert len(set(drawn)) == len(drawn)
         assert set(drawn) <= set(histories.history(user).tolist())
         start = histories.offsets[user]
@@ -164,13 +173,33 @@ def test_every_order_of_a_short_history_is_equally_likely() -> None:
     """A chi-square test of the first two of four items, over users, at a chance of one in ten thousand."""
     count = 6000
     histories = _histories([4] * count, 0)
-    batch = _drawn(histories, list(range(count)), TaskSettings(support=2, query=1, support_dropout=0.0))
+    batch = _drawn(histories, list(range(count)), TaskSettings(support=2, query=1, support_dropout=0.0, time_share=0.0))
     items = histories.items.reshape(count, 4)
     places = [(items == batch.support[:, [column]].numpy()).argmax(axis=1) for column in (0, 1)]
     counts = np.bincount(places[0] * 4 + places[1], minlength=16)
     pairs = [counts[4 * i + j] for i in range(4) for j in range(4) if i != j]
     assert sum(pairs) == count
     assert stats.chisquare(pairs).pvalue > 1e-4
+
+
+def test_tasks_in_time_order_begin_anywhere_and_are_as_many_as_asked() -> None:
+    count = 6000
+    histories = _histories([6] * count, 0)
+    batch = _drawn(histories, list(range(count)), TaskSettings(support=2, query=3, time_share=0.4, time_query=1))
+    assert batch.in_time is not None
+    assert stats.binomtest(int(batch.in_time.sum()), count, 0.4).pvalue > 1e-4
+    first = (histories.items.reshape(count, 6) == batch.known[:, :1].numpy()).argmax(axis=1)[batch.in_time.numpy()]
+    assert stats.chisquare(np.bincount(first, minlength=4)).pvalue > 1e-4  # 0 to 3: two items and one to follow
+    assert batch.query_mask[batch.in_time].sum(dim=1).tolist() == [1] * int(batch.in_time.sum())
+    assert batch.query_mask[~batch.in_time].sum(dim=1).tolist() == [3] * int((~batch.in_time).sum())
+
+
+def test_without_time_all_tasks_are_in_random_order() -> None:
+    histories = replace(_histories([9] * 50, 0), has_time=False)
+    batch = _drawn(histories, list(range(50)), TaskSettings(support=3, query=4, time_share=1.0, time_query=1))
+    assert batch.in_time is not None
+    assert not batch.in_time.any()
+    assert batch.query_mask.sum(dim=1).tolist() == [4] * 50
 
 
 def test_dropout_falls_as_often_as_asked_and_keeps_the_mean() -> None:

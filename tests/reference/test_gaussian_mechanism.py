@@ -83,7 +83,7 @@ def test_the_clipped_sum_is_that_of_opacus_and_so_is_the_division_by_the_expecte
     for name, parameter in parameters.items():
         assert parameter.grad is not None
         # Opacus divides by the norm plus 1e-6.
-        torch.testing.assert_close(noiseless[name] / expected, parameter.grad, rtol=1e-4, atol=1e-9, msg=name)
+        torch.testing.assert_close(noiseless[name] / expected, parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_one_broken_user_contributes_nothing_and_the_others_what_they_would_without_him() -> None:

@@ -1,0 +1,31 @@
+"""Second moments of users' tasks: what a node tells of its users for the task regression, where nobody guards them."""
+
+from client.learner import Learner
+from client.node import Nodes
+from metarec_shared.errors import Refusal
+from metarec_shared.exchange import Moments, MomentsRequest
+from metarec_shared.split import Role
+from metarec_shared.task_regression import TaskMoments, task_moments
+
+
+def moments_of(learner: Learner, nodes: Nodes, request: MomentsRequest) -> Moments:
+    """Add up the second moments of the tasks of the meta-training users of ``nodes``.
+
+    Raises:
+        Refusal: The users' privacy is guarded, and moments are not noised.
+    """
+    if nodes.guard is not None:
+        raise Refusal("second moments of users' tasks are not noised, so they are not released")
+    items, histories, sizes = len(learner.model.text), nodes.population.interactions, learner.settings
+    if request.order == "time" and not histories.has_time:
+        return Moments(moments=TaskMoments.none(items), nodes=len(nodes))
+    users = nodes.users[nodes.users_in(Role.TRAINING)]
+    found = task_moments(
+        histories,
+        items,
+        users=users,
+        support=sizes.tasks.support,
+        query=sizes.evaluation.query,
+        in_time=request.order == "time",
+    )
+    return Moments(moments=found, nodes=len(nodes))

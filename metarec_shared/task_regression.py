@@ -1,0 +1,212 @@
+"""The linear meta-learner in closed form: ridge regression from support sets to query sets, over all users' tasks.
+
+A task has a support set x and a query set y, both as indicators over the catalogue. The weights B that predict best,
+
+    B = argmin_B  sum over tasks |y - x B|^2 + penalty |B|^2  =  (S + penalty I)^-1 Q,
+    S = sum over tasks x' x,      Q = sum over tasks x' y,
+
+need only the second moments S and Q, which are sums over users: every node adds up its own. Tasks are those that
+cold-start users are judged by, and the sums run over all of them. In random order that is an expectation over orders:
+of a history of n items, s go into the support set and the others are the query, so that
+
+    E[x_i x_i] = s / n,   E[x_i x_j] = s (s - 1) / (n (n - 1)),   E[x_i y_j] = s (n - s) / (n (n - 1)).
+
+In time order a task is s interactions in a row and those that follow, and a history is cut into such tasks.
+
+EASE regresses whole histories on themselves, with an item's own weight forced to zero; here nobody's support item is
+in his query set, so there is nothing to force, and the loss is that of users with few interactions.
+
+References:
+    Steck (2019), Embarrassingly shallow autoencoders for sparse data, equation 8 (EASE).
+    Steck (2020), Autoencoders that don't overfit towards the identity, section 3 (dropout in closed form).
+    Bertinetto et al. (2019), Meta-learning with differentiable closed-form solvers, equation 6.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metarec_shared.interactions import Interactions
+
+USERS_AT_ONCE = 4096
+"""Users whose moments are added up together; memory grows with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskMoments:
+    """Second moments of tasks, summed over users.
+
+    Attributes:
+        support: S, support items with support items, sparse float32 [items, items], symmetric.
+        query: Q, support items with query items, sparse float32 [items, items].
+    """
+
+    support: sp.csr_array
+    query: sp.csr_array
+
+    @classmethod
+    def none(cls, items: int) -> "TaskMoments":
+        """Return the moments of nobody."""
+        return cls(support=_sparse(sp.csr_array((items, items))), query=_sparse(sp.csr_array((items, items))))
+
+    def __add__(self, other: "TaskMoments") -> "TaskMoments":
+        return TaskMoments(support=_sparse(self.support + other.support), query=_sparse(self.query + other.query))
+
+
+def task_moments(
+    histories: Interactions,
+    items: int,
+    *,
+    users: NDArray[np.int64] | None = None,
+    support: int,
+    query: int = 0,
+    in_time: bool = False,
+) -> TaskMoments:
+    """Return the moments of the tasks of users; one with a single interaction has none.
+
+    Args:
+        histories: Of users.
+        items: Size of the catalogue.
+        users: Positions of those whose tasks count; None: all.
+        support: Largest support set; never the whole history.
+        query: Query items that follow a support set in time order; in random order all others are the query.
+        in_time: Whether histories are read in time order.
+    """
+    total = TaskMoments.none(items)
+    lengths = histories.lengths
+    users = np.flatnonzero(lengths >= 2) if users is None else users[lengths[users] >= 2]
+    for start in range(0, len(users), USERS_AT_ONCE):
+        part = histories.take(users[start : start + USERS_AT_ONCE])
+        total += _in_time(part, items, support, query) if in_time else _in_random_order(part, items, support)
+    return total
+
+
+def _in_random_order(histories: Interactions, items: int, support: int) -> TaskMoments:
+    n = histories.lengths.astype(np.float64)
+    s = np.minimum(support, n - 1)
+    x = _indicators(histories.items, histories.offsets, items)
+    pairs = n * (n - 1)
+    together = sp.csr_array(x.T @ sp.dia_array(((s * (s - 1) / pairs)[None], [0]), shape=(len(n), len(n))) @ x)
+    apart = sp.csr_array(x.T @ sp.dia_array(((s * (n - s) / pairs)[None], [0]), shape=(len(n), len(n))) @ x)
+    together.setdiag(x.T @ (s / n))
+    apart.setdiag(0.0)
+    apart.eliminate_zeros()
+    return TaskMoments(support=_sparse(together), query=_sparse(apart))
+
+
+def _in_time(histories: Interactions, items: int, support: int, query: int) -> TaskMoments:
+    """Cut histories into tasks of ``support`` items and those that follow, of which there is at least one."""
+    n = histories.lengths
+    s = np.minimum(support, n - 1)
+    tasks = np.maximum((n - 1) // s, 1)
+    owner = np.repeat(np.arange(len(n)), tasks)
+    number = np.arange(len(owner)) - np.repeat(np.cumsum(tasks) - tasks, tasks)
+    begin = histories.offsets[owner] + number * s[owner]
+    middle = begin + s[owner]
+    end = np.minimum(middle + query, histories.offsets[owner + 1])
+    x, y = (_slices(histories.items, starts, stops, items) for starts, stops in ((begin, middle), (middle, end)))
+    return TaskMoments(support=_sparse(x.T @ x), query=_sparse(x.T @ y))
+
+
+def _slices(rows: NDArray[np.integer], starts: NDArray[np.int64], stops: NDArray[np.int64], items: int) -> sp.csr_array:
+    """Return a row of indicators for each slice of ``rows``."""
+    lengths = stops - starts
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    places = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+    return _indicators(rows[places], offsets, items)
+
+
+def _indicators(rows: NDArray[np.integer], offsets: NDArray[np.int64], items: int) -> sp.csr_array:
+    return sp.csr_array((np.ones(len(rows)), rows, offsets), shape=(len(offsets) - 1, items))
+
+
+def _sparse(matrix: sp.sparray) -> sp.csr_array:
+    return sp.csr_array(matrix, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRegression:
+    """The strongest weights of every support item.
+
+    Attributes:
+        neighbours: Items that each item speaks for, int64 [items, neighbours].
+        weights: How much, float32 [items, neighbours]; 0 where there are fewer.
+        blend: What a prediction is multiplied by before it is added to a model's scores.
+    """
+
+    neighbours: Int[Tensor, "items neighbours"]
+    weights: Float[Tensor, "items neighbours"]
+    blend: float = 1.0
+
+    def predictions(
+        self, support: Int[Tensor, "users support"], mask: Bool[Tensor, "users support"]
+    ) -> Float[Tensor, "users items"]:
+        """Return x B, what is expected of every item to be in the query set; 0 for an empty support set.
+
+        Args:
+            support: Catalogue positions of the support items; padding may be any.
+            mask: Which of them count.
+        """
+        rows = support.masked_fill(~mask, 0)
+        values = self.weights[rows] * mask[:, :, None]
+        scored = values.new_zeros(len(support), len(self.neighbours))
+        return scored.scatter_add_(1, self.neighbours[rows].flatten(1), values.flatten(1))
+
+    def to(self, device: torch.device) -> "TaskRegression":
+        """Return the regression on ``device``."""
+        return TaskRegression(neighbours=self.neighbours.to(device), weights=self.weights.to(device), blend=self.blend)
+
+    def transferred(self, items: int, here: Int[Tensor, " shared"], there: Int[Tensor, " shared"]) -> "TaskRegression":
+        """Return the regression over another catalogue; items that are not shared neither speak nor are spoken for.
+
+        Args:
+            items: Size of the other catalogue.
+            here: Where shared items stand in it.
+            there: Where they stand in this one's.
+        """
+        place = torch.full((len(self.neighbours),), -1).index_put((there,), here)
+        moved = place[self.neighbours]
+        known = moved >= 0
+        neighbours = torch.zeros(items, moved.shape[1], dtype=torch.int64)
+        weights = torch.zeros(items, moved.shape[1])
+        neighbours[here] = moved.clamp(min=0)[there]
+        weights[here] = (self.weights * known)[there]
+        return TaskRegression(neighbours=neighbours, weights=weights, blend=self.blend)
+
+
+def fit_task_regression(
+    moments: TaskMoments, *, penalty: float, neighbours: int, most_items: int | None = None
+) -> TaskRegression:
+    """Solve the regression and keep the strongest weights of each support item.
+
+    Time grows with the cube of the items that are solved for, memory with the square.
+
+    Args:
+        moments: Of all tasks.
+        penalty: Of the squared weights, over the mean diagonal of S.
+        neighbours: Weights kept of each support item, the largest in size.
+        most_items: Items that are solved for at most, those in most support sets; the others have no weights.
+
+    Raises:
+        ValueError: The penalty is not above 0.
+    """
+    if penalty <= 0:
+        raise ValueError(f"the penalty of the task regression must be above 0, got {penalty}")
+    items = moments.support.shape[0]
+    solved = np.arange(items)
+    if most_items is not None and most_items < items:
+        solved = np.sort(np.argsort(-moments.support.diagonal(), kind="stable")[:most_items])
+        moments = TaskMoments(
+            support=_sparse(moments.support[solved][:, solved]), query=_sparse(moments.query[solved][:, solved])
+        )
+    S = torch.from_numpy(moments.support.toarray())
+    S.diagonal().add_(penalty * S.diagonal().mean().clamp(min=torch.finfo(S.dtype).tiny))
+    B = torch.cholesky_solve(torch.from_numpy(moments.query.toarray()), torch.linalg.cholesky(S))
+    strongest = B.abs().topk(min(neighbours, len(B)), dim=1).indices
+    found = TaskRegression(neighbours=strongest, weights=B.gather(1, strongest))
+    return found if len(solved) == items else found.transferred(items, torch.from_numpy(solved), torch.arange(len(B)))

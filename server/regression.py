@@ -1,0 +1,134 @@
+"""Add a task regression to a meta-trained model: moments from the nodes, solved here, blended as validation users say.
+
+The last step of a run. Nodes add up second moments of their meta-training users' tasks, one message an order in which
+histories are read. The server solves for the weights and asks the nodes of validation users how well the model ranks
+with the regression's predictions added, for a grid of blends; the best one is kept, none if nothing is better without.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from metarec_shared import wire
+from metarec_shared.broadcast import Broadcast, Kind, NodeIds
+from metarec_shared.checkpoint import load_checkpoint, save_checkpoint
+from metarec_shared.exchange import EvaluateRequest, Evaluation, Moments, MomentsRequest, Parameters, blended
+from metarec_shared.initialization import travelling_names
+from metarec_shared.settings import Settings
+from metarec_shared.split import Role
+from metarec_shared.task_regression import TaskMoments, TaskRegression, fit_task_regression
+from metarec_shared.tasks import Order
+from server.delivery import Tally, deliver, folds_replies
+from server.roster import Roster
+
+BLENDS = (0.0, *(float(2**power) for power in range(11)))
+"""What predictions, which are shares of users, may be multiplied by to be added to logits."""
+
+logger = logging.getLogger(__name__)
+
+
+def add_task_regressions(grid: Grid, settings: Settings, roster: Roster, folder: Path, catalogue: str) -> None:
+    """Fit a task regression for every order of histories, and keep those that help in the checkpoint in ``folder``.
+
+    Nothing is done where the settings switch it off, where the model does not adapt, where nodes guard their users
+    (moments are not noised), where nobody validates, and where it was done already.
+
+    Args:
+        grid: Connects the nodes.
+        settings: The run's settings.
+        roster: The federation's nodes.
+        folder: Of the run, meta-training finished.
+        catalogue: Fingerprint of the items.
+
+    Raises:
+        FederationError: Too many nodes failed, or too few answered.
+    """
+    wanted = settings.regression.enabled and settings.adaptation.steps > 0
+    if not wanted or roster.privacy is not None or not len(roster.validation):
+        return
+    checkpoint = load_checkpoint(folder)
+    if checkpoint.regressions:
+        return
+    fitter = _Fitter(grid, settings, roster, catalogue, checkpoint.parameters)
+    orders: tuple[Order, ...] = ("random", "time")
+    found = {order: regression for order in orders if (regression := fitter.fitted(order)) is not None}
+    if found:
+        save_checkpoint(replace(checkpoint, regressions=found), folder)
+
+
+class _Fitter:
+    """Asks nodes for what one regression after the other needs."""
+
+    def __init__(self, grid: Grid, settings: Settings, roster: Roster, catalogue: str, parameters: Parameters) -> None:
+        self._grid, self._settings, self._roster = grid, settings, roster
+        self._catalogue, self._parameters = catalogue, parameters
+        self._items = len(parameters["item_bias"])
+
+    def fitted(self, order: Order) -> TaskRegression | None:
+        """Return the regression with its best blend; None where there are no tasks, or the model is better alone."""
+        moments = self._moments(order)
+        if not moments.support.nnz:
+            return None
+        sizes = self._settings.regression
+        regression = fit_task_regression(
+            moments, penalty=sizes.penalty, neighbours=sizes.neighbours, most_items=sizes.most_items
+        )
+        values = self._judged(order, regression)
+        if not values:
+            return None
+        best = max(range(len(BLENDS)), key=lambda place: values[place])
+        logger.info(
+            "task regression, %s order: validation nDCG@%d %.4f, %.4f without",
+            order, self._settings.evaluation.k, values[best], values[0],
+        )  # fmt: skip
+        return replace(regression, blend=BLENDS[best]) if BLENDS[best] else None
+
+    def _moments(self, order: Order) -> TaskMoments:
+        content = wire.pack_request(MomentsRequest(catalogue=self._catalogue, order=order))
+        nodes = self._roster.training.nodes
+        total = TaskMoments.none(self._items)
+
+        def unpacked(content: RecordDict) -> Moments:
+            return wire.unpack_moments(content, self._items)
+
+        tally, replies = self._asked(content, nodes, "query.moments")
+        for answer in tally.read(replies, unpacked):
+            total += answer.moments
+        tally.check(self._settings.federation)
+        return total
+
+    def _judged(self, order: Order, regression: TaskRegression) -> list[float]:
+        """Return nDCG@k of validation users for each of ``BLENDS``; empty where none is long enough."""
+        settings = self._settings
+        judges = self._roster.judges(settings.run.seed, settings.evaluation.users)
+        request = EvaluateRequest(
+            role=Role.VALIDATION,
+            order=order,
+            adapt=True,
+            draws=settings.evaluation.validation_draws if order == "random" else 1,
+            sampling_rate=judges.sampling_rate,
+            rating_scale=self._roster.rating_scale,
+            catalogue=self._catalogue,
+            blends=BLENDS,
+        )
+        travelling = {name: self._parameters[name] for name in travelling_names(settings, self._parameters)}
+        content = wire.pack_request(request, wire.pack_parameters(travelling), regression)
+        tally, replies = self._asked(content, judges.nodes, "evaluate")
+        users, sums = 0, [0.0] * len(BLENDS)
+        names = [blended(f"ndcg@{settings.evaluation.k}", place) for place in range(len(BLENDS))]
+        answers: list[Evaluation] = list(tally.read(replies, wire.unpack_evaluation))
+        tally.check(settings.federation)
+        for answer in answers:
+            users += answer.users
+            sums = [value + answer.sums.get(name, 0.0) for value, name in zip(sums, names, strict=True)]
+        return [value / users for value in sums] if users else []
+
+    def _asked(self, content: RecordDict, nodes: NodeIds, kind: Kind) -> tuple[Tally, Iterator[Message]]:
+        folds = folds_replies(self._grid)
+        tally = Tally(sent=len(nodes), folds=folds, bytes_down=len(nodes) * wire.content_bytes(content))
+        asked = Broadcast(content=content, nodes=nodes, kind=kind)
+        return tally, deliver(self._grid, asked, self._settings.federation.round_timeout)

@@ -1,0 +1,186 @@
+"""The task regression through a federation: nodes' moments, the blend that validation users choose, the checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from client.app import answer
+from client.data_source import load_learner, load_population, simulated_nodes
+from metarec_shared import wire
+from metarec_shared.checkpoint import load_checkpoint, save_checkpoint
+from metarec_shared.errors import Refusal, WireError
+from metarec_shared.evaluation import batched, cold_user_tasks, evaluate, model_scorer
+from metarec_shared.exchange import Moments, MomentsRequest
+from metarec_shared.population import Population
+from metarec_shared.settings import Settings
+from metarec_shared.sources import load_training_dataset
+from metarec_shared.split import Role
+from metarec_shared.task_regression import TaskMoments, TaskRegression, task_moments
+from server.regression import BLENDS
+from simulations.engines import ENGINES
+from tests.small import small_settings
+
+RUN: dict[str, Any] = {"generator__users": 200, "federation__rounds": 4, "federation__evaluate_every": 4}
+
+
+def run(tmp_path: Path, **values: Any) -> tuple[Settings, Path]:
+    folder = tmp_path / "run"
+    settings = small_settings(**{**RUN, **values, "run__out": str(folder)})
+    ENGINES["in-process"](settings)
+    return settings, folder
+
+
+def ndcg(settings: Settings, folder: Path, order: Any, blends: dict[str, float]) -> float:
+    """Return validation nDCG of the checkpoint with other blends."""
+    checkpoint = load_checkpoint(folder)
+    model = checkpoint.model()
+    model.regressions = {
+        name: TaskRegression(neighbours=r.neighbours, weights=r.weights, blend=blends[name])
+        for name, r in checkpoint.regressions.items()
+    }
+    dataset = load_training_dataset(settings)
+    population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
+    users, sizes = population.users(Role.VALIDATION), settings.evaluation
+    draws = range(sizes.validation_draws) if order == "random" else range(1)
+    tasks = [
+        task
+        for draw in draws
+        for task in cold_user_tasks(population, users, order, sizes.support, sizes.query, population.rating_scale, draw)
+    ]
+    return float(evaluate(model_scorer(model, adapt=True), batched(tasks), sizes.k)[f"ndcg@{sizes.k}"].mean())
+
+
+def test_a_run_ends_with_regressions_whose_blend_is_best_on_validation_users(tmp_path: Path) -> None:
+    settings, folder = run(tmp_path)
+    checkpoint = load_checkpoint(folder)
+    assert set(checkpoint.regressions) == {"random", "time"}
+    for order, regression in checkpoint.regressions.items():
+        values = [ndcg(settings, folder, order, dict.fromkeys(checkpoint.regressions, blend)) for blend in BLENDS]
+        assert values[BLENDS.index(regression.blend)] == pytest.approx(max(values))
+        assert max(values) > values[0]
+
+
+@pytest.mark.parametrize("nodes", [0, 3])
+def test_moments_of_all_nodes_are_those_of_all_meta_training_users(tmp_path: Path, nodes: int) -> None:
+    settings, folder = run(tmp_path, federation__nodes=nodes)
+    population, items = load_population(settings), len(load_learner(settings).model.text)
+    whole = task_moments(
+        population.interactions, items, users=population.users(Role.TRAINING), support=settings.tasks.support
+    )
+    S = whole.support.toarray() + settings.regression.penalty * whole.support.diagonal().mean() * np.eye(items)
+    expected = np.linalg.solve(S.astype(np.float64), whole.query.toarray())
+    regression = load_checkpoint(folder).regressions["random"]
+    found = regression.predictions(torch.arange(items)[:, None], torch.ones(items, 1, dtype=torch.bool))
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
+
+
+def test_it_can_be_switched_off_and_has_no_place_in_a_model_that_does_not_adapt(tmp_path: Path) -> None:
+    for number, values in enumerate(({"regression__enabled": False}, {"adaptation__steps": 0})):
+        _, folder = run(tmp_path / str(number), **values)
+        assert not load_checkpoint(folder).regressions
+
+
+def test_nodes_that_guard_their_users_are_not_asked_and_would_refuse(tmp_path: Path) -> None:
+    private = {
+        "privacy__mode": "site",
+        "privacy__randomness": "simulated",
+        "privacy__noise_multiplier": 1.0,
+        "privacy__sampling_rate": 0.5,
+        "federation__clip_norm": 1.0,
+        "federation__nodes": 1,
+        "model__item_ids": False,
+    }
+    settings, folder = run(tmp_path, **private)
+    assert not load_checkpoint(folder).regressions
+    learner = load_learner(settings)
+    nodes = simulated_nodes(settings, 1, np.array([0]), np.array([1], dtype=np.uint64))
+    request = wire.pack_request(MomentsRequest(catalogue=learner.catalogue, order="random"))
+    with pytest.raises(Refusal, match="not noised"):
+        answer(learner, nodes, request, "query.moments")
+
+
+def test_a_checkpoint_keeps_its_regressions_and_one_of_an_earlier_format_has_none(tmp_path: Path) -> None:
+    _, folder = run(tmp_path)
+    before = load_checkpoint(folder)
+    save_checkpoint(before, tmp_path / "copy")
+    after = load_checkpoint(tmp_path / "copy")
+    for order, regression in before.regressions.items():
+        assert torch.equal(after.regressions[order].neighbours, regression.neighbours)
+        assert torch.equal(after.regressions[order].weights, regression.weights)
+        assert after.regressions[order].blend == regression.blend
+
+
+def test_only_users_of_an_order_get_its_predictions(tmp_path: Path) -> None:
+    settings, folder = run(tmp_path)
+    checkpoint = load_checkpoint(folder)
+    model = checkpoint.model()
+    dataset = load_training_dataset(settings)
+    population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
+    tasks = [population.evaluation_task(0, order, 4, 2, None) for order in ("random", "time")]
+    batch = batched(tasks)[0]
+    with torch.no_grad():
+        added = model(batch)
+        model.regressions = {}
+        plain = model(batch)
+    for row, order in enumerate(("random", "time")):
+        regression = checkpoint.regressions[order]  # type: ignore[index]
+        expected = regression.blend * regression.predictions(batch.support, batch.support_mask)[row]
+        torch.testing.assert_close(added[row] - plain[row], expected, atol=1e-4, rtol=1e-4)
+
+
+def moments() -> Moments:
+    matrix = sp.csr_array(np.array([[1.0, 0.0, 0.5], [0.0, 2.0, 0.0], [0.5, 0.0, 0.0]], dtype=np.float32))
+    return Moments(moments=TaskMoments(support=matrix, query=sp.csr_array(matrix.T)), nodes=2)
+
+
+def test_moments_travel() -> None:
+    found = wire.unpack_moments(wire.pack_moments(moments()), 3)
+    assert found.nodes == 2
+    np.testing.assert_array_equal(found.moments.support.toarray(), moments().moments.support.toarray())
+    np.testing.assert_array_equal(found.moments.query.toarray(), moments().moments.query.toarray())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("support.starts", np.array([0, 2, 3], dtype=np.int64)),
+        ("support.starts", np.array([0, 3, 2, 4], dtype=np.int64)),
+        ("support.starts", np.array([0, 2, 3, 9], dtype=np.int64)),
+        ("support.starts", np.array([0.0, 2.0, 3.0, 4.0])),
+        ("support.items", np.array([0, 2, 1, 3], dtype=np.int32)),
+        ("support.items", np.array([0, -2, 1, 0], dtype=np.int32)),
+        ("query.values", np.array([1.0, np.nan, 1.0, 1.0], dtype=np.float32)),
+        ("query.values", np.array([1.0], dtype=np.float32)),
+    ],
+)
+def test_moments_that_are_none_are_refused(name: str, value: np.ndarray) -> None:
+    content = wire.pack_moments(moments())
+    content["arrays"][name] = wire._encode(value)  # type: ignore[index,call-overload]
+    with pytest.raises(WireError, match="moments must"):
+        wire.unpack_moments(content, 3)
+
+
+@pytest.mark.parametrize(
+    ("neighbours", "weights"),
+    [
+        (torch.tensor([[0], [3], [1]], dtype=torch.int32), torch.zeros(3, 1)),
+        (torch.tensor([[0], [-1], [1]], dtype=torch.int32), torch.zeros(3, 1)),
+        (torch.zeros(2, 1, dtype=torch.int32), torch.zeros(2, 1)),
+        (torch.zeros(3, 2, dtype=torch.int32), torch.zeros(3, 1)),
+        (torch.zeros(3, 1), torch.zeros(3, 1)),
+        (torch.zeros(3, 1, dtype=torch.int32), torch.full((3, 1), torch.inf)),
+    ],
+)
+def test_a_regression_that_is_none_is_refused(neighbours: torch.Tensor, weights: torch.Tensor) -> None:
+    content = RecordDict({"request": ConfigRecord({})})
+    content["regression"] = wire.pack_parameters({"neighbours": neighbours, "weights": weights})
+    with pytest.raises(WireError, match="task regression must"):
+        wire.request_regression(content, 3)
+    content["regression"] = ArrayRecord()
+    with pytest.raises(WireError, match="task regression must"):
+        wire.request_regression(content, 3)

@@ -1,0 +1,150 @@
+"""Moments of tasks against enumeration of tasks, and the regression against scikit-learn's ridge."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.linear_model import Ridge
+
+from metarec_shared.interactions import Interactions, starts
+from metarec_shared.task_regression import TaskMoments, TaskRegression, fit_task_regression, task_moments
+
+ITEMS = 7
+
+
+def histories(*items: list[int]) -> Interactions:
+    rows = np.array([item for history in items for item in history], dtype=np.int32)
+    return Interactions(
+        user_ids=np.array([f"user {number}" for number in range(len(items))]),
+        offsets=starts(np.array([len(history) for history in items], dtype=np.int64)),
+        items=rows,
+        ratings=np.ones(len(rows), dtype=np.float32),
+        has_time=True,
+    )
+
+
+def indicator(items: list[int]) -> NDArray[np.float64]:
+    found = np.zeros(ITEMS)
+    found[items] = 1
+    return found
+
+
+def enumerated(items: list[list[int]], support: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean over all orders of each history, summed over histories: support with support, with query."""
+    S, Q = np.zeros((ITEMS, ITEMS)), np.zeros((ITEMS, ITEMS))
+    for history in items:
+        size = min(support, len(history) - 1)
+        tasks = [(indicator(list(o[:size])), indicator(list(o[size:]))) for o in permutations(history)]
+        if size:
+            S += np.mean([np.outer(x, x) for x, _ in tasks], axis=0)
+            Q += np.mean([np.outer(x, y) for x, y in tasks], axis=0)
+    return S, Q
+
+
+@given(
+    st.lists(st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=5, unique=True), min_size=1, max_size=4),
+    st.integers(1, 4),
+)
+@settings(max_examples=40, deadline=None)
+def test_moments_in_random_order_are_the_mean_over_all_orders(items: list[list[int]], support: int) -> None:
+    found, (S, Q) = task_moments(histories(*items), ITEMS, support=support), enumerated(items, support)
+    np.testing.assert_allclose(found.support.toarray(), S, atol=1e-6)
+    np.testing.assert_allclose(found.query.toarray(), Q, atol=1e-6)
+
+
+def test_moments_in_time_order_cut_a_history_into_tasks() -> None:
+    found = task_moments(histories([0, 1, 2, 3, 4, 5], [6, 0]), ITEMS, support=2, query=2, in_time=True)
+    tasks = [([0, 1], [2, 3]), ([2, 3], [4, 5]), ([6], [0])]
+    np.testing.assert_array_equal(found.support.toarray(), sum(np.outer(indicator(x), indicator(x)) for x, _ in tasks))
+    np.testing.assert_array_equal(found.query.toarray(), sum(np.outer(indicator(x), indicator(y)) for x, y in tasks))
+
+
+def test_moments_are_sums_over_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    everyone = histories([0, 1, 2, 3], [4, 5], [6], [1, 4, 6])
+    whole = task_moments(everyone, ITEMS, support=2)
+    parts = TaskMoments.none(ITEMS)
+    for user in range(4):
+        parts += task_moments(everyone, ITEMS, users=np.array([user]), support=2)
+    np.testing.assert_allclose(parts.support.toarray(), whole.support.toarray(), atol=1e-6)
+    np.testing.assert_allclose(parts.query.toarray(), whole.query.toarray(), atol=1e-6)
+    monkeypatch.setattr("metarec_shared.task_regression.USERS_AT_ONCE", 1)
+    np.testing.assert_allclose(
+        task_moments(everyone, ITEMS, support=2).query.toarray(), whole.query.toarray(), atol=1e-6
+    )
+
+
+def drawn_tasks(seed: int, users: int = 60) -> tuple[Interactions, NDArray[np.float64], NDArray[np.float64]]:
+    """Return histories of four items, and their tasks in time order with two of them in the support set."""
+    rng = np.random.default_rng(seed)
+    rows = [rng.permutation(ITEMS)[:4].tolist() for _ in range(users)]
+    x, y = (np.array([indicator(row[part]) for row in rows]) for part in (slice(2), slice(2, 4)))
+    return histories(*rows), x, y
+
+
+def test_weights_are_those_of_ridge_regression() -> None:
+    everyone, x, y = drawn_tasks(0)
+    moments = task_moments(everyone, ITEMS, support=2, query=2, in_time=True)  # a history of four is one task
+    penalty = 0.3
+    expected = Ridge(alpha=penalty * np.diag(x.T @ x).mean(), fit_intercept=False).fit(x, y).coef_.T
+    found = fit_task_regression(moments, penalty=penalty, neighbours=ITEMS)
+    every = torch.arange(ITEMS)[:, None]
+    weights = found.predictions(every, torch.ones_like(every, dtype=torch.bool))
+    np.testing.assert_allclose(weights.numpy(), expected, atol=1e-5)
+
+
+def test_predictions_add_up_the_rows_of_the_support_set() -> None:
+    everyone, _, _ = drawn_tasks(1)
+    moments = task_moments(everyone, ITEMS, support=2)
+    found = fit_task_regression(moments, penalty=0.5, neighbours=3)
+    dense = torch.zeros(ITEMS, ITEMS).scatter_(1, found.neighbours, found.weights)
+    support, mask = torch.tensor([[0, 4, 2], [5, 1, 0]]), torch.tensor([[True, True, False], [False, False, False]])
+    expected = torch.stack([dense[0] + dense[4], torch.zeros(ITEMS)])
+    torch.testing.assert_close(found.predictions(support, mask), expected)
+
+
+def test_the_strongest_weights_are_kept() -> None:
+    everyone, _, _ = drawn_tasks(2)
+    moments = task_moments(everyone, ITEMS, support=2)
+    whole = fit_task_regression(moments, penalty=0.5, neighbours=ITEMS)
+    kept = fit_task_regression(moments, penalty=0.5, neighbours=2)
+    torch.testing.assert_close(kept.weights.abs(), whole.weights.abs().sort(dim=1, descending=True).values[:, :2])
+
+
+def test_few_items_are_solved_for_as_if_there_were_no_others() -> None:
+    everyone = histories([0, 2, 4], [0, 2, 4], [0, 2], [2, 4], [0, 5])
+    few = fit_task_regression(task_moments(everyone, ITEMS, support=1), penalty=0.5, neighbours=3, most_items=3)
+    moments = task_moments(everyone, ITEMS, support=1)
+    S, Q = (matrix.toarray()[np.ix_([0, 2, 4], [0, 2, 4])] for matrix in (moments.support, moments.query))
+    expected = np.linalg.solve(S + 0.5 * np.diag(S).mean() * np.eye(3), Q)
+    found = few.predictions(torch.tensor([[0], [2], [4], [5]]), torch.ones(4, 1, dtype=torch.bool))
+    np.testing.assert_allclose(found.numpy()[:3][:, [0, 2, 4]], expected, atol=1e-5)
+    assert not found[3].any()
+    assert not found[:, [1, 3, 5, 6]].any()
+
+
+def test_a_regression_moves_to_another_catalogue() -> None:
+    moments = task_moments(drawn_tasks(3)[0], ITEMS, support=2)
+    found = fit_task_regression(moments, penalty=0.5, neighbours=ITEMS)
+    here, there = torch.tensor([3, 0, 1]), torch.tensor([2, 5, 6])  # item 2 is item 3 over there, and so on
+    moved = found.transferred(4, here, there)
+    one = torch.tensor([[2], [5], [6]])
+    before = found.predictions(one, torch.ones(3, 1, dtype=torch.bool))
+    after = moved.predictions(torch.tensor([[3], [0], [1], [2]]), torch.ones(4, 1, dtype=torch.bool))
+    torch.testing.assert_close(after[:3][:, here], before[:, there])
+    assert not after[3].any()
+    assert not after[:, 2].any()
+
+
+def test_a_penalty_must_be_above_zero() -> None:
+    with pytest.raises(ValueError, match="penalty"):
+        fit_task_regression(TaskMoments.none(3), penalty=0.0, neighbours=1)
+
+
+def test_moments_of_nobody_are_solved_to_nothing() -> None:
+    found = fit_task_regression(TaskMoments.none(3), penalty=1.0, neighbours=2)
+    assert isinstance(found, TaskRegression)
+    assert not found.weights.any()
