@@ -7,12 +7,15 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from metarec_shared.checkpoint import Checkpoint, load_checkpoint
-from metarec_shared.evaluation import Scorer, evaluate, model_scorer
+from metarec_shared.evaluation import Scorer, model_scorer
 from metarec_shared.interactions import Interactions
+from metarec_shared.metrics import ranking_metrics
+from metarec_shared.model import BertRecommender
+from metarec_shared.ranks import item_mask
 from metarec_shared.settings import Settings
 from metarec_shared.tasks import TaskBatch
 from simulations.baselines.baseline import Baseline, Validation, co_occurrences
@@ -28,18 +31,44 @@ K = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """Users that methods are tuned or judged by.
+
+    Attributes:
+        batches: Their tasks. What a task knows is never ranked: support items, and items that are masked in it.
+        candidates: Items that are ranked for the users of each batch, among them every query item; padding is -1.
+            None: the whole catalogue.
+    """
+
+    batches: Sequence[TaskBatch]
+    candidates: Sequence[Int[Tensor, "users candidates"]] | None = None
+
+    def __len__(self) -> int:
+        return sum(len(batch) for batch in self.batches)
+
+    def excluded(self, place: int, items: int) -> Bool[Tensor, "users items"]:
+        """Mark the items of a catalogue of ``items`` that are not ranked for the users of a batch."""
+        batch = self.batches[place]
+        known = batch.known_mask(items)
+        if self.candidates is None:
+            return known
+        ranked = self.candidates[place]
+        return known | ~item_mask(ranked, ranked >= 0, items)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankingCell:
     """One column of a table.
 
     Attributes:
         name: Of the column.
-        validation: Tasks of validation users, which methods are tuned by.
-        test: Tasks of test users, which methods are judged by.
+        validation: What methods are tuned by.
+        test: What methods are judged by.
     """
 
     name: str
-    validation: Sequence[TaskBatch]
-    test: Sequence[TaskBatch]
+    validation: Judged
+    test: Judged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,15 +120,23 @@ class RankingTrial(Trial):
         """Train the method, and return its figures of every cell."""
         scorers = self.fits[method](self)
         found: Figures = {}
-        for cell in self.problem.cells:
-            metrics = self.judge(scorers[cell.name], cell.test)
-            users = sum(len(batch) for batch in cell.test)
-            found[cell.name] = {"users": users, **{k: float(value.nanmean()) for k, value in metrics.items()}}
-        return found
+        for cells in _judged_together(self.problem.cells, scorers):
+            metrics = self.judge(scorers[cells[0].name], [cell.test for cell in cells])
+            for cell, one in zip(cells, metrics, strict=True):
+                means = {name: float(value.nanmean()) for name, value in one.items()}
+                found[cell.name] = {"users": len(cell.test), **means}
+        return {cell.name: found[cell.name] for cell in self.problem.cells}
 
-    def judge(self, scorer: Scorer, batches: Sequence[TaskBatch]) -> dict[str, Float[Tensor, " users"]]:
-        """Return every metric of every user: the whole catalogue is ranked, without what the user is known to have."""
-        return evaluate(scorer, batches, K)
+    def judge(self, scorer: Scorer, judged: Sequence[Judged]) -> list[dict[str, Float[Tensor, " users"]]]:
+        """Return every metric of every user, for sets of users that have their tasks in common."""
+        parts: list[list[dict[str, Tensor]]] = [[] for _ in judged]
+        for place, batch in enumerate(judged[0].batches):
+            with torch.no_grad():
+                scores = scorer(batch).cpu()
+            for part, one in zip(parts, judged, strict=True):
+                excluded = one.excluded(place, scores.shape[1])
+                part.append(ranking_metrics(scores, excluded, batch.query, batch.query_mask, K))
+        return [{name: torch.cat([metrics[name] for metrics in part]) for name in part[0]} for part in parts]
 
     def trained(self, name: str, settings: Settings) -> Checkpoint:
         """Return a run of our own model, made once."""
@@ -107,21 +144,35 @@ class RankingTrial(Trial):
         run_once(settings, folder, self.problem.say)
         return load_checkpoint(folder)
 
+    def model(self, checkpoint: Checkpoint) -> BertRecommender:
+        """Return the model of a run over the catalogue that is ranked."""
+        return checkpoint.model()
+
+    def read(self, batch: TaskBatch) -> TaskBatch:
+        """Return what our own model reads of tasks."""
+        return batch
+
     def everywhere(self, scorer: Scorer) -> Scorers:
         """Return the same scorer for every cell."""
         return {cell.name: scorer for cell in self.problem.cells}
 
     def validations(self) -> list[Validation]:
         """Return how good a baseline is on the validation tasks of each cell, by the metric that is tuned for."""
+        groups: dict[int, list[RankingCell]] = {}
+        for cell in self.problem.cells:
+            groups.setdefault(id(cell.validation.batches), []).append(cell)
+        shared = {key: _Shared(self, [cell.validation for cell in cells]) for key, cells in groups.items()}
 
         def validation(cell: RankingCell) -> Validation:
-            return lambda baseline: self.value(baseline_scorer(baseline), cell)
+            key = id(cell.validation.batches)
+            place = groups[key].index(cell)
+            return lambda baseline: shared[key].values(baseline)[place]
 
         return [validation(cell) for cell in self.problem.cells]
 
-    def value(self, scorer: Scorer, cell: RankingCell) -> float:
-        """Return the metric that is tuned for, on the validation tasks of a cell."""
-        return float(self.judge(scorer, cell.validation)[self.problem.target].mean())
+    def value(self, scorer: Scorer, judged: Sequence[Judged]) -> list[float]:
+        """Return the metric that is tuned for, on validation tasks that sets of users have in common."""
+        return [float(metrics[self.problem.target].mean()) for metrics in self.judge(scorer, judged)]
 
     def by_cell(self, baselines: Sequence[Baseline]) -> Scorers:
         """Return baselines, one a cell, as scorers."""
@@ -131,6 +182,20 @@ class RankingTrial(Trial):
     def gram(self) -> Float[Tensor, "items items"]:
         """Users who have both items, of the histories that may be learned from."""
         return co_occurrences(self.problem.train, len(self.problem.text))
+
+
+class _Shared:
+    """Validates each baseline once for all cells that have their tasks in common."""
+
+    def __init__(self, trial: RankingTrial, judged: Sequence[Judged]) -> None:
+        self._trial, self._judged = trial, judged
+        self._last: tuple[Baseline, list[float]] | None = None
+
+    def values(self, baseline: Baseline) -> list[float]:
+        """Return the metric that is tuned for, by cell."""
+        if self._last is None or self._last[0] is not baseline:
+            self._last = (baseline, self._trial.value(baseline_scorer(baseline), self._judged))
+        return self._last[1]
 
 
 def chance(trial: RankingTrial) -> Scorers:
@@ -178,7 +243,16 @@ def without_inner_loop(trial: RankingTrial) -> Scorers:
 
 
 def _scorers(trial: RankingTrial, checkpoint: Checkpoint, *, adapt: bool) -> Scorers:
-    return trial.everywhere(model_scorer(checkpoint.model(), adapt=adapt))
+    score = model_scorer(trial.model(checkpoint), adapt=adapt)
+    return trial.everywhere(lambda batch: score(trial.read(batch)))
+
+
+def _judged_together(cells: Sequence[RankingCell], scorers: Scorers) -> list[list[RankingCell]]:
+    """Group cells that differ in nothing but what is ranked, so that each user is scored once."""
+    groups: dict[tuple[int, int], list[RankingCell]] = {}
+    for cell in cells:
+        groups.setdefault((id(scorers[cell.name]), id(cell.test.batches)), []).append(cell)
+    return list(groups.values())
 
 
 RANKING_METHODS: dict[Method, Fit] = {

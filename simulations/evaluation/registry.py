@@ -7,6 +7,7 @@ from simulations.evaluation.protocol import EvaluationProtocol
 
 PROTOCOLS = {
     "cold-user": "simulations.evaluation.cold_user:ColdUser",
+    "leave-one-out": "simulations.evaluation.leave_one_out:LeaveOneOut",
 }
 
 

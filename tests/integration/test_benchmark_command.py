@@ -119,7 +119,9 @@ def test_a_figure_that_is_no_number_is_not_kept(
     assert not (tmp_path / "cells" / "chance" / "seed-0.json").exists()
 
 
-@pytest.mark.parametrize(("text", "seeds"), [("7", [7]), ("0,3", [0, 3]), ("0-4", [0, 1, 2, 3, 4]), ("9, 1-2", [9, 1, 2])])
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("7", [7]), ("0,3", [0, 3]), ("0-4", [0, 1, 2, 3, 4]), ("9, 1-2", [9, 1, 2])]
+)
 def test_seeds_are_numbers_and_ranges(text: str, seeds: list[int]) -> None:
     assert parse_seeds(text) == seeds
 
