@@ -10,7 +10,8 @@ from metarec_shared.settings import Settings
 from metarec_shared.sources import load_item_features, load_training_dataset
 from metarec_shared.split import Role
 from simulations.evaluation.protocol import EvaluationProtocol, Say
-from simulations.evaluation.ranking import RANKING_METHODS, Fit, Judged, K, RankingCell, RankingProblem, RankingTrial
+from simulations.evaluation.ranking import Fit, Judged, K, RankingCell, RankingProblem, RankingTrial
+from simulations.evaluation.ranking_methods import RANKING_METHODS
 from simulations.protocols import orders_of
 
 SUPPORTS = (1, 3, 5, 10)
@@ -49,6 +50,7 @@ class ColdUser(EvaluationProtocol):
             folder=folder,
             say=say,
             train=dataset.interactions.take(population.users(Role.TRAINING)),
+            scale=dataset.rating_scale,
             text=load_item_features(settings).text,
             cells=cells,
             target=f"ndcg@{K}",

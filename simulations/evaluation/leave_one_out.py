@@ -23,7 +23,6 @@ from simulations.evaluation.ncf_files import read_test_files
 from simulations.evaluation.negatives import never_touched, rarely_drawn
 from simulations.evaluation.protocol import EvaluationProtocol, Method, Say
 from simulations.evaluation.ranking import (
-    RANKING_METHODS,
     Fit,
     Judged,
     K,
@@ -32,6 +31,7 @@ from simulations.evaluation.ranking import (
     RankingTrial,
     Scorers,
 )
+from simulations.evaluation.ranking_methods import RANKING_METHODS
 
 NEGATIVES = 99
 SHORTEST = 3
@@ -173,6 +173,7 @@ class LeaveOneOutTrial(RankingTrial):
                 folder=folder,
                 say=say,
                 train=split.train,
+                scale=dataset.rating_scale,
                 text=load_item_features(settings).text,
                 cells=cells,
                 target=f"ndcg@{K}",
@@ -233,7 +234,7 @@ class LeaveOneOutTrial(RankingTrial):
         for row, place in enumerate(chosen):
             user = int(self._split.users[place])
             if use == "test" and self._negatives is not None:
-                negatives = self._negatives[user][:NEGATIVES]
+                negatives = self._negatives[user][self._negatives[user] >= 0][:NEGATIVES]
             else:
                 whole = self._dataset.interactions.history(user)
                 history = whole if use == "test" else np.append(self._split.train.history(user), wanted[place])

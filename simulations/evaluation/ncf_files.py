@@ -30,7 +30,8 @@ class TestFiles:
 
     Attributes:
         items: Test item of each user, int64 [users].
-        negatives: Negatives of each user, int64 [users, negatives].
+        negatives: Negatives of each user, int64 [users, negatives]; -1 where the published files name the user's test
+            item itself, as they do for 156 users of MovieLens 1M: it is no negative.
     """
 
     items: NDArray[np.int64]
@@ -54,7 +55,8 @@ def read_test_files(folder: Path, dataset: Dataset) -> TestFiles:
     lines = _rows(negatives, users, numbering, _negative_fields)
     if (lines[:, 0] != items[:, 0]).any():
         raise DataError(f"{negatives.name}: names other test items than {ratings.name}")
-    found = TestFiles(items=items[:, 0], negatives=lines[:, 1:])
+    others = np.where(lines[:, 1:] == items, -1, lines[:, 1:])
+    found = TestFiles(items=items[:, 0], negatives=others)
     _check(found, dataset, ratings, negatives)
     return found
 

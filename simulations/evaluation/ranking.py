@@ -1,17 +1,19 @@
-"""Ranking a catalogue for cold users: what a method is given, and the methods that every ranking protocol shares."""
+"""Ranking a catalogue for users: what a method is given, and how it is tuned and judged."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from metarec_shared.checkpoint import Checkpoint, load_checkpoint
-from metarec_shared.evaluation import Scorer, model_scorer
+from metarec_shared.dataset import RatingScale
+from metarec_shared.evaluation import Scorer
 from metarec_shared.interactions import Interactions
 from metarec_shared.metrics import ranking_metrics
 from metarec_shared.model import BertRecommender
@@ -19,15 +21,13 @@ from metarec_shared.ranks import item_mask
 from metarec_shared.settings import Settings
 from metarec_shared.tasks import TaskBatch
 from simulations.baselines.baseline import Baseline, Validation, co_occurrences
-from simulations.baselines.ease import tune_ease
-from simulations.baselines.item_knn import tune_item_knn
-from simulations.baselines.popularity import fit_popularity
-from simulations.evaluation.protocol import CHANCE, OURS, Figures, Method, Say, Trial
-from simulations.protocols import EASE_REGULARIZATION, KNN_NEIGHBOURS, KNN_SHRINKAGE, baseline_scorer
+from simulations.evaluation.protocol import Figures, Say, Trial
+from simulations.protocols import baseline_scorer
 from simulations.repeated import run_once
 
-SITES = 10
 K = 10
+
+MadeT = TypeVar("MadeT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,20 @@ class Judged:
 
     def __len__(self) -> int:
         return sum(len(batch) for batch in self.batches)
+
+    def first(self, users: int) -> "Judged":
+        """Return about the first ``users`` of the users: whole batches, but for the last."""
+        batches: list[TaskBatch] = []
+        candidates: list[Tensor] = []
+        left = users
+        for place, batch in enumerate(self.batches):
+            batches.append(batch.rows(0, left))
+            if self.candidates is not None:
+                candidates.append(self.candidates[place][:left])
+            left -= len(batch)
+            if left <= 0:
+                break
+        return Judged(batches=batches, candidates=None if self.candidates is None else candidates)
 
     def excluded(self, place: int, items: int) -> Bool[Tensor, "users items"]:
         """Mark the items of a catalogue of ``items`` that are not ranked for the users of a batch."""
@@ -80,6 +94,7 @@ class RankingProblem:
         folder: Where runs are kept.
         say: Told what happens.
         train: Histories that may be learned from, over the catalogue that is ranked.
+        scale: Scale on which ratings are read as feedback.
         text: Public text vectors of the catalogue.
         cells: Columns of the table.
         target: Metric that is tuned for, higher better.
@@ -89,9 +104,15 @@ class RankingProblem:
     folder: Path
     say: Say
     train: Interactions
+    scale: RatingScale | None
     text: Float[Tensor, "items text"]
     cells: Sequence[RankingCell]
     target: str
+
+    @property
+    def cell_names(self) -> list[str]:
+        """Names of the cells, in order."""
+        return [cell.name for cell in self.cells]
 
 
 Scorers = Mapping[str, Scorer]
@@ -110,6 +131,7 @@ class RankingTrial(Trial):
 
     def __init__(self, problem: RankingProblem) -> None:
         self.problem = problem
+        self._made: dict[str, Any] = {}
 
     @property
     @abstractmethod
@@ -178,6 +200,13 @@ class RankingTrial(Trial):
         """Return baselines, one a cell, as scorers."""
         return {cell.name: baseline_scorer(one) for cell, one in zip(self.problem.cells, baselines, strict=True)}
 
+    def once(self, name: str, make: Callable[[], MadeT]) -> MadeT:
+        """Return what ``make`` made when it was first asked for: several methods may build on one training."""
+        if name not in self._made:
+            self._made[name] = make()
+        made: MadeT = self._made[name]
+        return made
+
     @cached_property
     def gram(self) -> Float[Tensor, "items items"]:
         """Users who have both items, of the histories that may be learned from."""
@@ -198,71 +227,9 @@ class _Shared:
         return self._last[1]
 
 
-def chance(trial: RankingTrial) -> Scorers:
-    """Score every item the same: ties count as their average, so this is a random ranking."""
-    items = len(trial.problem.text)
-    return trial.everywhere(lambda batch: torch.zeros(len(batch), items))
-
-
-def popularity(trial: RankingTrial) -> Scorers:
-    """Fit the same ranking for everybody."""
-    return trial.everywhere(baseline_scorer(fit_popularity(trial.problem.train, len(trial.problem.text))))
-
-
-def item_knn(trial: RankingTrial) -> Scorers:
-    """Fit and tune item-kNN."""
-    return trial.by_cell(tune_item_knn(trial.gram, KNN_NEIGHBOURS, KNN_SHRINKAGE, trial.validations()))
-
-
-def ease(trial: RankingTrial) -> Scorers:
-    """Fit and tune EASE."""
-    return trial.by_cell(tune_ease(trial.gram, EASE_REGULARIZATION, trial.validations()))
-
-
-def ours(trial: RankingTrial) -> Scorers:
-    """Meta-train our model in a federation with a node a user."""
-    return _scorers(trial, trial.trained(OURS, trial.problem.settings), adapt=True)
-
-
-def ours_at_sites(trial: RankingTrial) -> Scorers:
-    """Meta-train our model in a federation of ten uneven sites."""
-    federation = replace(trial.problem.settings.federation, nodes=SITES, partition="skewed")
-    settings = replace(trial.problem.settings, federation=federation)
-    return _scorers(trial, trial.trained("metarec-sites", settings), adapt=True)
-
-
-def unadapted(trial: RankingTrial) -> Scorers:
-    """Take our meta-trained model without its inner loop."""
-    return _scorers(trial, trial.trained(OURS, trial.problem.settings), adapt=False)
-
-
-def without_inner_loop(trial: RankingTrial) -> Scorers:
-    """Train the same model as in-context learning, without an inner loop."""
-    settings = replace(trial.problem.settings, adaptation=replace(trial.problem.settings.adaptation, steps=0))
-    return _scorers(trial, trial.trained("no-inner-loop", settings), adapt=False)
-
-
-def _scorers(trial: RankingTrial, checkpoint: Checkpoint, *, adapt: bool) -> Scorers:
-    score = model_scorer(trial.model(checkpoint), adapt=adapt)
-    return trial.everywhere(lambda batch: score(trial.read(batch)))
-
-
 def _judged_together(cells: Sequence[RankingCell], scorers: Scorers) -> list[list[RankingCell]]:
     """Group cells that differ in nothing but what is ranked, so that each user is scored once."""
     groups: dict[tuple[int, int], list[RankingCell]] = {}
     for cell in cells:
         groups.setdefault((id(scorers[cell.name]), id(cell.test.batches)), []).append(cell)
     return list(groups.values())
-
-
-RANKING_METHODS: dict[Method, Fit] = {
-    Method(name=OURS, about="ours: meta-trained with a node a user, adapted to each user's support set"): ours,
-    Method(name="metarec-sites", about=f"ours, federated over {SITES} uneven sites"): ours_at_sites,
-    Method(name="unadapted", about="ours, the support set merely read"): unadapted,
-    Method(name="no-inner-loop", about="the same model trained without an inner loop"): without_inner_loop,
-    Method(name="ease", about="EASE (Steck 2019)", centralized=True): ease,
-    Method(name="item-knn", about="item-kNN with shrunk cosine", centralized=True): item_knn,
-    Method(name="popularity", about="users by item", centralized=True): popularity,
-    Method(name=CHANCE, about="a random ranking, exactly"): chance,
-}
-"""What every ranking protocol compares, in the order of tables."""
