@@ -77,7 +77,7 @@ class GeneratorSettings:
 class TextSettings:
     """How item text becomes a vector."""
 
-    encoder: str = setting("auto", "auto | builtin | a folder with a transformers BERT | a model hub name")
+    encoder: str = setting("auto", "auto | builtin | random | a folder with a transformers BERT | a model hub name")
     revision: str = setting("", "revision of a hub model; empty: the pinned one for auto, else the newest")
     max_tokens: int = setting(64, "tokens of an item's text that are read", low=4, high=512)
     batch: int = setting(64, "texts encoded in one pass", low=1)

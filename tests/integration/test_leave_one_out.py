@@ -134,18 +134,16 @@ def test_what_is_ranked(trial: LeaveOneOutTrial, dataset: Dataset) -> None:
     items = len(dataset.catalogue)
     sampled, full = trial.problem.cells
     split = split_last(dataset.interactions)
-    by_test = {
-        (int(split.test[row]), *map(int, split.train.history(int(user)))): row for row, user in enumerate(split.users)
-    }
+    parts = [tuple(split.train.history(int(user)).tolist()) for user in split.users]
+    rows = {(int(test), *part): row for row, (test, part) in enumerate(zip(split.test, parts, strict=True))}
     for place, batch in enumerate(sampled.test.batches):
         few, all_of_them = sampled.test.excluded(place, items), full.test.excluded(place, items)
         for user in range(len(batch)):
             support = batch.support[user][batch.support_mask[user]].tolist()
             row = rows[(int(batch.query[user, 0]), *support)]
             whole = set(dataset.interactions.history(int(split.users[row])).tolist())
-            assert set((~all_of_them[user]).nonzero()[:, 0].tolist()) == (set(range(items)) - whole) | {
-                int(split.test[row])
-            }
+            ranked = set((~all_of_them[user]).nonzero()[:, 0].tolist())
+            assert ranked == (set(range(items)) - whole) | {int(split.test[row])}
             assert int((~few[user]).sum()) == min(100, items - len(whole) + 1)
             assert not (~few[user] & all_of_them[user]).any()
             assert int(split.validation[row]) not in support
