@@ -11,12 +11,14 @@ References:
     algorithm 1 (one local step on the query set, server optimizer Adam).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,8 +29,21 @@ from metarec_shared.randomness import generator, user_keys
 from metarec_shared.settings import TaskSettings
 from metarec_shared.tasks import TaskBatch, draw_training_tasks
 
-Negatives = Callable[[Interactions, Int[np.ndarray, " users"], int, int, int, int], Int[np.ndarray, "users negatives"]]
-"""Draws negatives of users: histories, users, catalogue size, count, seed, step."""
+
+class Negatives(Protocol):
+    """Draws negatives of users from all items but their training items."""
+
+    def __call__(
+        self,
+        train: Interactions,
+        users: NDArray[np.int64],
+        keys: NDArray[np.uint64],
+        items: int,
+        count: int,
+        address: tuple[int, int],
+    ) -> NDArray[np.int64]:
+        """Return catalogue positions, int64 [users, count]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,11 +137,13 @@ def fit_reconstruction(
         size = min(settings.cohort, len(users))
         cohort = np.sort(generator(seed, "reconstruction", number).choice(users, size, replace=False))
         tasks = draw_training_tasks(train, cohort, keys[cohort], None, settings.tasks, 1, (seed, number))
-        rivals = torch.from_numpy(negatives(train, cohort, catalogue_size, settings.negatives, seed, number))
+        rivals = torch.from_numpy(
+            negatives(train, cohort, keys[cohort], catalogue_size, settings.negatives, (seed, number))
+        )
         items = Items(vectors.detach(), bias.detach())
         model = Reconstruction(items=items, rate=settings.rate, steps=settings.steps)
         h = model.user_factors(Support.of(tasks, vectors.dtype))
-        loss = sampled_loss(h, Items(vectors, bias), tasks, rivals).mean()
+        loss = sampled_loss(h, Items(vectors, bias), tasks, torch.from_numpy(drawn_negatives)).mean()
         vectors.grad, bias.grad = torch.autograd.grad(loss, [vectors, bias])
         optimizer.step()
         if number % every == 0 or number == settings.rounds:

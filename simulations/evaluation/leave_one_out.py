@@ -190,11 +190,11 @@ class LeaveOneOutTrial(RankingTrial):
         return latest(batch, HISTORY)
 
     def _probe(self) -> Scorers:
-        scores = rarely_drawn(self.problem.train, self._items, PROBED, self._seed)
-        return self.everywhere(lambda batch: self._of(batch, scores))
+        return self.everywhere(self._draws_of)
 
-    def _of(self, batch: TaskBatch, scores: Float[Tensor, "users items"]) -> Float[Tensor, "batch items"]:
-        return scores[torch.from_numpy(self._split.users[self._users[id(batch)]])]
+    def _draws_of(self, batch: TaskBatch) -> Float[Tensor, "users items"]:
+        users = self._split.users[self._users[id(batch)]]
+        return rarely_drawn(self.problem.train, users, self._keys[users], self._items, PROBED, self._seed)
 
     def _chosen(self, most: int) -> NDArray[np.int64]:
         """Return which of the judged users count, shortest history first, so that batches hold little padding."""

@@ -16,23 +16,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec_shared.interactions import Interactions
-from metarec_shared.randomness import generator
+from metarec_shared.randomness import generator, uniform_table
 
 
 def training_negatives(
-    train: Interactions, users: NDArray[np.int64], items: int, count: int, seed: int, step: int
+    train: Interactions,
+    users: NDArray[np.int64],
+    keys: NDArray[np.uint64],
+    items: int,
+    count: int,
+    address: tuple[int, int],
 ) -> NDArray[np.int64]:
     """Draw uniform negatives of users, with replacement, from all items but each user's own in ``train``.
 
-    Every method that samples negatives gets them from here.
+    Every method that samples negatives gets them from here. A user's draws depend on nobody else.
 
     Args:
         train: Training histories and nothing else: what is excluded is what stands here.
         users: Positions in it, each with at least one item outside his history.
+        keys: The users' random keys, [users].
         items: Size of the catalogue.
         count: Negatives a user.
-        seed: The run's seed.
-        step: Addresses the draw.
+        address: The run's seed, and which draw it is.
 
     Returns:
         Catalogue positions, int64 [users, count].
@@ -43,7 +48,7 @@ def training_negatives(
     lengths = train.offsets[users + 1] - train.offsets[users]
     if (lengths >= items).any():
         raise ValueError("a user has every item of the catalogue: there is no negative to draw")
-    draws = generator(seed, "training negatives", step).random((len(users), count))
+    draws = uniform_table(keys, count, address[0], "training negatives", address[1])
     ranks = (draws * (items - lengths)[:, None]).astype(np.int64)
     own = [np.sort(train.history(int(user))) for user in users]
     return np.stack([_outside(rank, history) for rank, history in zip(ranks, own, strict=True)])
@@ -70,21 +75,24 @@ def never_touched(
     return _outside(ranks, np.sort(history))
 
 
-def rarely_drawn(train: Interactions, items: int, rounds: int, seed: int) -> Float[Tensor, "users items"]:
+def rarely_drawn(
+    train: Interactions, users: NDArray[np.int64], keys: NDArray[np.uint64], items: int, rounds: int, seed: int
+) -> Float[Tensor, "users items"]:
     """Return minus how often each item was drawn as a negative of each user: the scorer of the leak probe.
 
     It learns nothing, so it must rank held-out items as chance does. Draws that avoid them put them on top.
 
     Args:
         train: Training histories.
+        users: Positions in it.
+        keys: The users' random keys, [users].
         items: Size of the catalogue.
         rounds: Draws of as many negatives as there are items.
         seed: The run's seed.
     """
-    users = np.arange(len(train))
-    counts = torch.zeros(len(train), items)
+    counts = torch.zeros(len(users), items)
     for step in range(rounds):
-        drawn = torch.from_numpy(training_negatives(train, users, items, items, seed, step))
+        drawn = torch.from_numpy(training_negatives(train, users, keys, items, items, (seed, step)))
         counts.scatter_add_(1, drawn, torch.ones(drawn.shape))
     return -counts
 
