@@ -115,7 +115,7 @@ def local_step(
         one = TaskBatch(**{name: value[None] for name, value in task.items()})
         return query_loss(functional_call(model, parameters, (one,), {"adapt": False}), one)[0]
 
-    gradients = vmap(grad(loss_of_one))(dict(local), tasks.tensors())
+    gradients = vmap(grad(loss_of_one))(dict(local), tasks.to(model.text.device).tensors())
     return {name: value - learning_rate * gradients[name] for name, value in local.items()}
 
 
@@ -136,18 +136,20 @@ def fine_tuned_scores(
     """
     if not steps:
         with torch.no_grad():
-            scored: Tensor = functional_call(model, dict(parameters), (batch,), {"adapt": False})
+            own = batch.to(model.text.device)
+            scored: Tensor = functional_call(model, dict(parameters), (own,), {"adapt": False})
         return scored
     parts = []
     for start in range(0, len(batch), CLIENTS_AT_ONCE):
         few = batch.rows(start, start + CLIENTS_AT_ONCE)
         local = _copies(parameters, len(few))
         trainable = few.support_mask.sum(dim=1) >= SHORTEST_HISTORY
+        here = trainable.to(model.text.device)
         for step in range(steps * bool(trainable.any())):
             tasks = _splits(few.take(trainable.nonzero()[:, 0]), seed, step)
-            moved = local_step(model, {n: value[trainable] for n, value in local.items()}, tasks, learning_rate)
+            moved = local_step(model, {n: value[here] for n, value in local.items()}, tasks, learning_rate)
             for name, value in moved.items():
-                local[name][trainable] = value
+                local[name][here] = value
         parts.append(_scores(model, local, few))
     return torch.cat(parts)
 
@@ -159,7 +161,7 @@ def _scores(model: BertRecommender, local: Parameters, batch: TaskBatch) -> Floa
         return scored
 
     with torch.enable_grad():  # without, the model takes a fused attention that vmap does not know
-        found: Tensor = vmap(of_one)(dict(local), replace(batch, dropout=None).tensors())
+        found: Tensor = vmap(of_one)(dict(local), replace(batch, dropout=None).to(model.text.device).tensors())
     return found.detach()
 
 

@@ -128,8 +128,8 @@ def fit_reconstruction(
     """
     users = np.flatnonzero((train.lengths >= SHORTEST_HISTORY) & (train.lengths < catalogue_size))
     keys = user_keys(seed, train.user_ids)
-    drawn = generator(seed, "item factors").normal(size=(catalogue_size, settings.factors)) / settings.factors**0.5
-    vectors = torch.from_numpy(drawn).float().requires_grad_()
+    first = generator(seed, "item factors").normal(size=(catalogue_size, settings.factors)) / settings.factors**0.5
+    vectors = torch.from_numpy(first).float().requires_grad_()
     popularity = torch.bincount(torch.from_numpy(np.asarray(train.items, dtype=np.int64)), minlength=catalogue_size)
     bias = (1.0 + popularity).log().float().requires_grad_()
     optimizer = torch.optim.AdamW([vectors, bias], lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -137,13 +137,11 @@ def fit_reconstruction(
         size = min(settings.cohort, len(users))
         cohort = np.sort(generator(seed, "reconstruction", number).choice(users, size, replace=False))
         tasks = draw_training_tasks(train, cohort, keys[cohort], None, settings.tasks, 1, (seed, number))
-        rivals = torch.from_numpy(
-            negatives(train, cohort, keys[cohort], catalogue_size, settings.negatives, (seed, number))
-        )
+        drawn = negatives(train, cohort, keys[cohort], catalogue_size, settings.negatives, (seed, number))
         items = Items(vectors.detach(), bias.detach())
         model = Reconstruction(items=items, rate=settings.rate, steps=settings.steps)
         h = model.user_factors(Support.of(tasks, vectors.dtype))
-        loss = sampled_loss(h, Items(vectors, bias), tasks, torch.from_numpy(drawn_negatives)).mean()
+        loss = sampled_loss(h, Items(vectors, bias), tasks, torch.from_numpy(drawn)).mean()
         vectors.grad, bias.grad = torch.autograd.grad(loss, [vectors, bias])
         optimizer.step()
         if number % every == 0 or number == settings.rounds:

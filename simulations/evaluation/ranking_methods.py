@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from metarec_shared.checkpoint import Checkpoint, load_parameters
+from metarec_shared.device import resolve_device
 from metarec_shared.errors import CheckpointError
 from metarec_shared.evaluation import Scorer, model_scorer
 from metarec_shared.exchange import Parameters
@@ -154,7 +155,7 @@ class Averaged:
 def _averaged(trial: RankingTrial) -> Averaged:
     problem = trial.problem
     settings = replace(problem.settings, adaptation=replace(problem.settings.adaptation, steps=0))
-    model = initial_model(settings, problem.text)
+    model = initial_model(settings, problem.text).to(resolve_device(settings.run.device))
     counts = fit_popularity(problem.train, len(problem.text)).users
     with torch.no_grad():
         model.item_bias.copy_((1.0 + counts).log())
