@@ -117,10 +117,20 @@ def _text_knn(trial: RankingTrial) -> Scorers:
     return trial.everywhere(text_knn(trial.problem.text))
 
 
-def _tasks(population: Population, settings: Settings, role: Role, cold: NDArray[np.bool_]) -> Judged:
+def _tasks(
+    population: Population, settings: Settings, role: Role, cold: NDArray[np.bool_], *, warm_too: bool = False
+) -> Judged:
+    """Return the tasks of users with cold items; ``warm_too``: the query is all they touched beside the support set."""
     users = population.judged(role, settings.evaluation.users)
-    tasks = [cold_item_task(population, int(user), cold, settings.evaluation.support) for user in users]
-    return Judged(batches=batched([task for task in tasks if task is not None]))
+    tasks = []
+    for user in users:
+        task = cold_item_task(population, int(user), cold, settings.evaluation.support)
+        if task is not None and warm_too:
+            history = population.interactions.history(int(user))
+            task = replace(task, query=history[~np.isin(history, task.support)])
+        if task is not None:
+            tasks.append(task)
+    return Judged(batches=batched(tasks))
 
 
 def _among(judged: Judged, cold: NDArray[np.bool_]) -> Judged:
@@ -158,8 +168,10 @@ class ColdItem(EvaluationProtocol):
     about = (
         f"{SHARE:.0%} of the items are removed from every meta-training user. Of each test user who touched some of "
         "them, other items are the support set and those the query. They are ranked among the removed items alone "
-        "(cold-items) and among the whole catalogue without the support set (full-catalogue). Ties count as their "
-        "average; nDCG has binary gain."
+        "(cold-items) and among the whole catalogue without the support set (full-catalogue). For the latter methods "
+        "are tuned to rank all that a validation user touched, warm or cold, so that lifting every cold item does not "
+        "pay; all-items judges that ranking by all that a test user touched. Ties count as their average; nDCG has "
+        "binary gain."
     )
     methods = tuple(_METHODS)
     shown = (f"ndcg@{K}", f"hr@{K}", f"recall@{K}")
@@ -175,6 +187,7 @@ class ColdItem(EvaluationProtocol):
         validation, test = (_tasks(population, settings, role, cold) for role in (Role.VALIDATION, Role.TEST))
         if not len(validation) or not len(test):
             raise DataError(f"{dataset.name}: no validation and test users have both a cold item and another")
+        everything = [_tasks(population, settings, role, cold, warm_too=True) for role in (Role.VALIDATION, Role.TEST)]
         warm = public.items.positions
         train = dataset.interactions.take(population.users(Role.TRAINING)).keep_items(warm, len(cold))
         problem = RankingProblem(
@@ -186,7 +199,8 @@ class ColdItem(EvaluationProtocol):
             text=public.features.vectors,
             cells=[
                 RankingCell(name="cold-items", validation=_among(validation, cold), test=_among(test, cold)),
-                RankingCell(name="full-catalogue", validation=validation, test=test),
+                RankingCell(name="full-catalogue", validation=everything[0], test=test),
+                RankingCell(name="all-items", validation=everything[0], test=everything[1]),
             ],
             target=f"ndcg@{K}",
         )

@@ -85,13 +85,27 @@ class TestColdItem:
                 assert not set(support) & cold
 
     def test_one_cell_ranks_cold_items_and_the_other_all_but_the_support_set(self, cold_items: ColdItemTrial) -> None:
-        among, full = cold_items.problem.cells
-        assert [cell.name for cell in cold_items.problem.cells] == ["cold-items", "full-catalogue"]
+        among, full, everything = cold_items.problem.cells
+        assert [cell.name for cell in cold_items.problem.cells] == ["cold-items", "full-catalogue", "all-items"]
         for place, batch in enumerate(among.test.batches):
             torch.testing.assert_close(
                 among.test.excluded(place, 80), (~cold_items.cold).expand(len(batch), -1), check_stride=False
             )
             torch.testing.assert_close(full.test.excluded(place, 80), batch.known_mask(80))
+            torch.testing.assert_close(everything.test.excluded(place, 80), batch.known_mask(80))
+
+    def test_the_whole_catalogue_is_tuned_for_by_all_that_validation_users_touched(
+        self, cold_items: ColdItemTrial, population: Population
+    ) -> None:
+        """Were cold items alone what counts, lifting all of them above all others would win."""
+        _, full, everything = cold_items.problem.cells
+        assert full.validation is everything.validation
+        for cell, role in ((full.validation, Role.VALIDATION), (everything.test, Role.TEST)):
+            touched = {frozenset(history) for history in histories_of(population, role)}
+            for batch in cell.batches:
+                for support, query in zip(supports(batch), queries(batch), strict=True):
+                    assert {*support, *query} in touched
+                    assert not set(support) & set(query)
 
     def test_what_knows_no_cold_item_is_at_chance_among_them(self, cold_items: ColdItemTrial) -> None:
         chance, ease = cold_items.figures("chance"), cold_items.figures("ease")
