@@ -31,12 +31,10 @@ class ContentRidge:
     Attributes:
         weights: Entry (i, j): what support item i adds to the score of item j.
         regularization: Of the ridge regression.
-        scale: By which predicted columns are multiplied: a regression shrinks them, and a full catalogue shows it.
     """
 
     weights: Float[Tensor, "items items"]
     regularization: float
-    scale: float
 
     def scores(
         self, support_items: Int[Tensor, "users support"], support_mask: Bool[Tensor, "users support"]
@@ -50,9 +48,8 @@ def content_ridges(
     features: Float[Tensor, "items features"],
     cold: Bool[Tensor, " items"],
     regularization: Sequence[float],
-    scales: Sequence[float],
 ) -> Iterator[ContentRidge]:
-    """Yield the model for each pair of regularization and scale.
+    """Yield the model for each regularization.
 
     With ``K`` the inner products of the features, centred on the warm items' mean, and ``B_w`` the warm columns minus
     their mean ``b``, a cold column is ``b + B_w (K_ww + lambda I)^-1 K_wc``: the ridge regression in its dual form,
@@ -63,7 +60,6 @@ def content_ridges(
         features: Of all items.
         cold: Which items are cold.
         regularization: Grid of lambda, each above 0.
-        scales: Grid of factors for the predicted columns.
 
     Raises:
         ValueError: A regularization is not above 0.
@@ -77,10 +73,9 @@ def content_ridges(
     for value in regularization:
         factor = torch.linalg.cholesky(kernel + value * torch.eye(len(warm)))
         predicted = mean + (weights[:, ~cold] - mean) @ torch.cholesky_solve(across, factor)
-        for scale in scales:
-            filled = weights.clone()
-            filled[:, cold] = scale * predicted
-            yield ContentRidge(weights=filled, regularization=value, scale=scale)
+        filled = weights.clone()
+        filled[:, cold] = predicted
+        yield ContentRidge(weights=filled, regularization=value)
 
 
 def tfidf(texts: Sequence[str]) -> Float[Tensor, "texts words"]:
