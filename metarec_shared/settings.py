@@ -77,7 +77,7 @@ class GeneratorSettings:
 class TextSettings:
     """How item text becomes a vector."""
 
-    encoder: str = setting("auto", "auto | builtin | a folder with a transformers BERT | a model hub name")
+    encoder: str = setting("auto", "auto | builtin | random | a folder with a transformers BERT | a model hub name")
     revision: str = setting("", "revision of a hub model; empty: the pinned one for auto, else the newest")
     max_tokens: int = setting(64, "tokens of an item's text that are read", low=4, high=512)
     batch: int = setting(64, "texts encoded in one pass", low=1)
@@ -231,6 +231,13 @@ class EvaluationSettings:
         10_000, "validation users, and test users, that are judged at most: the same ones every time", low=1
     )
     select_by: Literal["random", "time"] = setting("random", "order of the validation users' interactions")
+    onto: str = setting("", "benchmark cross-domain: folder of the data set that test users come from")
+    negatives: Literal["drawn", "files"] = setting(
+        "drawn", "benchmark leave-one-out: negatives are drawn; or test items and negatives of the data folder's files"
+    )
+    hold_out_validation: bool = setting(
+        True, "benchmark leave-one-out: methods never see a test user's validation item; false: test users adapt to it"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,9 @@ benchmark_app = typer.Typer(add_completion=False)
 def benchmark(
     name: Annotated[str, typer.Argument(help="Evaluation protocol.", metavar="NAME")],
     data: Annotated[Path | None, typer.Option(help="Folder with the data; without it, generated data.")] = None,
+    onto: Annotated[
+        Path | None, typer.Option(help="Folder with the data of test users, for the protocol cross-domain.")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds: 7, or 0,3, or 0-4.", metavar="SEEDS")] = "0",
     methods: Annotated[str, typer.Option(help="Methods, by commas; without it, all.", metavar="NAME,...")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder of the table; finished cells are kept.")] = None,
@@ -35,6 +38,7 @@ def benchmark(
     folder = out or Path("metarec-runs") / f"benchmark-{name}"
     options = {
         "data.path": None if data is None else str(data),
+        "evaluation.onto": None if onto is None else str(onto),
         "run.out": str(folder),
         "run.device": None if device is None else device.value,
     }

@@ -149,7 +149,7 @@ def cold_item(
     """
     held_out = np.ones(len(checkpoint.items.catalogue), dtype=bool)
     held_out[checkpoint.items.positions] = False
-    tasks = [task for user in users if (task := _cold_item_task(population, int(user), held_out, support)) is not None]
+    tasks = [task for user in users if (task := cold_item_task(population, int(user), held_out, support)) is not None]
     if not tasks:
         return None
     model = checkpoint.full_model()
@@ -171,7 +171,18 @@ def text_knn(text: Tensor) -> Scorer:
     return score
 
 
-def _cold_item_task(population: Population, user: int, held_out: NDArray[np.bool_], support: int) -> Task | None:
+def cold_item_task(population: Population, user: int, held_out: NDArray[np.bool_], support: int) -> Task | None:
+    """Return a task whose support set is of items that training knows and whose query is all held-out items.
+
+    Args:
+        population: Histories over the whole catalogue.
+        user: Whose, read in random order.
+        held_out: Which items are held out, bool [items].
+        support: Support items, at most.
+
+    Returns:
+        The task; None where the user has no held-out item, or no other.
+    """
     length = int(population.interactions.lengths[user])
     whole = population.evaluation_task(user, "random", length, 0, population.rating_scale)
     hidden = held_out[whole.support]

@@ -2,13 +2,18 @@
 
 import hashlib
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.errors import SettingsError
+from metarec_shared.randomness import generator
 from metarec_shared.settings import TextSettings
 from metarec_shared.text import builtin, cache, pretrained
 from metarec_shared.text.sources import BUILTIN, Source, choose_source
@@ -74,10 +79,25 @@ def _features(
     if vectors is None:
         if source.kind == "builtin":
             vectors = builtin.encode(catalogue.texts, settings, corpus=corpus.texts, seed=seed, progress=progress)
+        elif source.kind == "random":
+            vectors = random_vectors(catalogue, settings.builtin_width)
         else:
             vectors = pretrained.encode(catalogue.texts, source, settings, progress=progress)
         cache.write_vectors(fingerprint, vectors, encoder=source.label)
     return TextFeatures(vectors=vectors, encoder=source.label, fingerprint=fingerprint)
+
+
+def random_vectors(catalogue: Catalogue, width: int) -> Float[Tensor, "items width"]:
+    """Return a random direction for each item, drawn by its id and text: vectors that tell items apart and no more.
+
+    An ablation: what a model loses with them, their text had told it.
+    """
+    drawn = [generator(0, "random item vector", *item).normal(size=width) for item in _items(catalogue)]
+    return functional.normalize(torch.from_numpy(np.stack(drawn)).float(), dim=-1)
+
+
+def _items(catalogue: Catalogue) -> Iterable[tuple[str, str]]:
+    return zip(catalogue.item_ids, catalogue.texts, strict=True)
 
 
 def _fingerprint(catalogue: Catalogue, settings: TextSettings, source: Source, corpus: Catalogue, seed: int) -> str:
@@ -85,5 +105,7 @@ def _fingerprint(catalogue: Catalogue, settings: TextSettings, source: Source, c
     if source.kind == "builtin":
         parts += [seed, corpus.fingerprint, settings.builtin_width, settings.builtin_layers]
         parts += [settings.builtin_vocabulary, settings.builtin_steps]
+    if source.kind == "random":
+        parts += [settings.builtin_width]
     label = "\x1f".join(str(part) for part in parts)
     return hashlib.blake2b(label.encode(), digest_size=16).hexdigest()

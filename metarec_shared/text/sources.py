@@ -17,7 +17,7 @@ AUTO_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 AUTO_REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
 HUB_SECONDS = 3.0
 
-_WANTED = "wanted auto, builtin, a folder with a transformers BERT, or the name of a model on the hub"
+_WANTED = "wanted auto, builtin, random, a folder with a transformers BERT, or the name of a model on the hub"
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -34,7 +34,7 @@ class Source:
         label: What a person is told.
     """
 
-    kind: Literal["builtin", "directory", "hub"]
+    kind: Literal["builtin", "random", "directory", "hub"]
     location: str
     revision: str
     identity: str
@@ -42,6 +42,7 @@ class Source:
 
 
 BUILTIN = Source(kind="builtin", location="", revision="", identity="", label="builtin")
+RANDOM = Source(kind="random", location="", revision="", identity="", label="random")
 
 
 def choose_source(settings: TextSettings) -> Source:
@@ -54,6 +55,8 @@ def choose_source(settings: TextSettings) -> Source:
         return _hub_source(AUTO_NAME, settings.revision or AUTO_REVISION)
     if settings.encoder == "builtin":
         return BUILTIN
+    if settings.encoder == "random":
+        return RANDOM
     folder = Path(settings.encoder).expanduser()
     if settings.encoder and folder.is_dir():
         return _directory_source(folder)

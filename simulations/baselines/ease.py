@@ -58,5 +58,5 @@ def _ease(gram: Float[Tensor, "items items"], regularization: float) -> Ease:
         raise ValueError(f"the regularization of EASE must be above 0, got {regularization}")
     regularized = gram + regularization * torch.eye(len(gram))
     precision = torch.cholesky_inverse(torch.linalg.cholesky(regularized))
-    weights = (precision / -precision.diagonal()).fill_diagonal_(0)
+    weights = (precision / -precision.diagonal()).fill_diagonal_(0).contiguous()  # LAPACK's columns: rows are summed
     return Ease(weights=weights, regularization=regularization)

@@ -13,7 +13,6 @@ from metarec_shared.errors import CheckpointError, SettingsError
 from metarec_shared.files import write_json, write_text
 from metarec_shared.fingerprint import data_fingerprint
 from metarec_shared.settings import Settings
-from metarec_shared.sources import load_dataset
 from simulations.evaluation.protocol import EvaluationProtocol, Figures, Say, Trial
 
 TABLE_FILE = "table.json"
@@ -26,7 +25,7 @@ class Table:
 
     Attributes:
         protocol: How they were found.
-        dataset: Name of the data.
+        dataset: Names of the data.
         seeds: One column of ``figures`` each.
         figures: By method, one a seed.
     """
@@ -87,8 +86,8 @@ def run_benchmark(
         raise SettingsError(f"--methods: {protocol.name} has no {', '.join(unknown)}; it has {', '.join(known)}")
     if not seeds:
         raise SettingsError("a benchmark needs a seed")
-    dataset = load_dataset(settings)
-    _claim(protocol, settings, data_fingerprint(dataset), out)
+    datasets = protocol.datasets(settings)
+    _claim(protocol, settings, "-".join(data_fingerprint(dataset) for dataset in datasets), out)
     figures: dict[str, list[Figures]] = {name: [] for name in wanted}
     for number, seed in enumerate(seeds):
         trial: Trial | None = None
@@ -100,7 +99,12 @@ def run_benchmark(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, _checked(trial.figures(name), name))
             figures[name].append(json.loads(path.read_text(encoding="utf-8")))
-    table = Table(protocol=protocol, dataset=dataset.name, seeds=tuple(seeds), figures=figures)
+    table = Table(
+        protocol=protocol,
+        dataset=" and ".join(dataset.name for dataset in datasets),
+        seeds=tuple(seeds),
+        figures=figures,
+    )
     write_json(out / TABLE_FILE, table.to_dict())
     return table
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from metarec_shared.errors import DataError
 from metarec_shared.evaluation import batched, cold_user_tasks
-from metarec_shared.population import Population
+from metarec_shared.population import Order, Population
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_item_features, load_training_dataset
 from metarec_shared.split import Role
-from metarec_shared.tasks import TaskBatch
 from simulations.evaluation.protocol import EvaluationProtocol, Say
-from simulations.evaluation.ranking import RANKING_METHODS, Fit, K, RankingCell, RankingProblem, RankingTrial
+from simulations.evaluation.ranking import Fit, Judged, K, RankingCell, RankingProblem, RankingTrial
+from simulations.evaluation.ranking_methods import RANKING_METHODS
 from simulations.protocols import orders_of
 
 SUPPORTS = (1, 3, 5, 10)
@@ -42,7 +42,7 @@ class ColdUser(EvaluationProtocol):
             for order in orders_of(dataset.interactions)
             for support in SUPPORTS
         ]
-        cells = [cell for cell in cells if cell.validation and cell.test]
+        cells = [cell for cell in cells if len(cell.validation) and len(cell.test)]
         if not cells:
             raise DataError(f"{dataset.name}: no validation and test users have two interactions or more")
         problem = RankingProblem(
@@ -50,6 +50,7 @@ class ColdUser(EvaluationProtocol):
             folder=folder,
             say=say,
             train=dataset.interactions.take(population.users(Role.TRAINING)),
+            scale=dataset.rating_scale,
             text=load_item_features(settings).text,
             cells=cells,
             target=f"ndcg@{K}",
@@ -66,7 +67,7 @@ class ColdUserTrial(RankingTrial):
         return {method.name: fit for method, fit in RANKING_METHODS.items()}
 
 
-def _tasks(population: Population, settings: Settings, role: Role, order: str, support: int) -> list[TaskBatch]:
+def _tasks(population: Population, settings: Settings, role: Role, order: Order, support: int) -> Judged:
     users = population.judged(role, settings.evaluation.users)
     scale = population.rating_scale
-    return batched(cold_user_tasks(population, users, order, support, settings.evaluation.query, scale))  # type: ignore[arg-type]
+    return Judged(batches=batched(cold_user_tasks(population, users, order, support, settings.evaluation.query, scale)))

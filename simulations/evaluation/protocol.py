@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from metarec_shared.dataset import Dataset
 from metarec_shared.settings import Settings
+from metarec_shared.sources import load_dataset
 
 Say = Callable[[str], None]
 """Told, in a line each, what happens next."""
@@ -60,6 +62,14 @@ class EvaluationProtocol(ABC):
     shown: ClassVar[tuple[str, ...]]
     """Metrics of the Markdown table and of the charts; table.json has all."""
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
+
+    def datasets(self, settings: Settings) -> tuple[Dataset, ...]:
+        """Return what figures are measured on, the data set that is named in the report first.
+
+        Raises:
+            MetaRecError: A data set cannot be read, or the settings name none where the protocol needs it.
+        """
+        return (load_dataset(settings),)
 
     @abstractmethod
     def open(self, settings: Settings, folder: Path, say: Say) -> Trial:

@@ -1,30 +1,73 @@
-"""Ranking a catalogue for cold users: what a method is given, and the methods that every ranking protocol shares."""
+"""Ranking a catalogue for users: what a method is given, and how it is tuned and judged."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from metarec_shared.checkpoint import Checkpoint, load_checkpoint
-from metarec_shared.evaluation import Scorer, evaluate, model_scorer
+from metarec_shared.dataset import RatingScale
+from metarec_shared.evaluation import Scorer
 from metarec_shared.interactions import Interactions
+from metarec_shared.metrics import ranking_metrics
+from metarec_shared.model import BertRecommender
+from metarec_shared.ranks import item_mask
 from metarec_shared.settings import Settings
 from metarec_shared.tasks import TaskBatch
 from simulations.baselines.baseline import Baseline, Validation, co_occurrences
-from simulations.baselines.ease import tune_ease
-from simulations.baselines.item_knn import tune_item_knn
-from simulations.baselines.popularity import fit_popularity
-from simulations.evaluation.protocol import CHANCE, OURS, Figures, Method, Say, Trial
-from simulations.protocols import EASE_REGULARIZATION, KNN_NEIGHBOURS, KNN_SHRINKAGE, baseline_scorer
+from simulations.evaluation.protocol import Figures, Say, Trial
+from simulations.protocols import baseline_scorer
 from simulations.repeated import run_once
 
-SITES = 10
 K = 10
+
+MadeT = TypeVar("MadeT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """Users that methods are tuned or judged by.
+
+    Attributes:
+        batches: Their tasks. What a task knows is never ranked: support items, and items that are masked in it.
+        candidates: Items that are ranked for the users of each batch, among them every query item; padding is -1.
+            None: the whole catalogue.
+    """
+
+    batches: Sequence[TaskBatch]
+    candidates: Sequence[Int[Tensor, "users candidates"]] | None = None
+
+    def __len__(self) -> int:
+        return sum(len(batch) for batch in self.batches)
+
+    def first(self, users: int) -> "Judged":
+        """Return about the first ``users`` of the users: whole batches, but for the last."""
+        batches: list[TaskBatch] = []
+        candidates: list[Tensor] = []
+        left = users
+        for place, batch in enumerate(self.batches):
+            batches.append(batch.rows(0, left))
+            if self.candidates is not None:
+                candidates.append(self.candidates[place][:left])
+            left -= len(batch)
+            if left <= 0:
+                break
+        return Judged(batches=batches, candidates=None if self.candidates is None else candidates)
+
+    def excluded(self, place: int, items: int) -> Bool[Tensor, "users items"]:
+        """Mark the items of a catalogue of ``items`` that are not ranked for the users of a batch."""
+        batch = self.batches[place]
+        known = batch.known_mask(items)
+        if self.candidates is None:
+            return known
+        ranked = self.candidates[place]
+        return known | ~item_mask(ranked, ranked >= 0, items)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +76,13 @@ class RankingCell:
 
     Attributes:
         name: Of the column.
-        validation: Tasks of validation users, which methods are tuned by.
-        test: Tasks of test users, which methods are judged by.
+        validation: What methods are tuned by.
+        test: What methods are judged by.
     """
 
     name: str
-    validation: Sequence[TaskBatch]
-    test: Sequence[TaskBatch]
+    validation: Judged
+    test: Judged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +94,7 @@ class RankingProblem:
         folder: Where runs are kept.
         say: Told what happens.
         train: Histories that may be learned from, over the catalogue that is ranked.
+        scale: Scale on which ratings are read as feedback.
         text: Public text vectors of the catalogue.
         cells: Columns of the table.
         target: Metric that is tuned for, higher better.
@@ -60,9 +104,15 @@ class RankingProblem:
     folder: Path
     say: Say
     train: Interactions
+    scale: RatingScale | None
     text: Float[Tensor, "items text"]
     cells: Sequence[RankingCell]
     target: str
+
+    @property
+    def cell_names(self) -> list[str]:
+        """Names of the cells, in order."""
+        return [cell.name for cell in self.cells]
 
 
 Scorers = Mapping[str, Scorer]
@@ -81,6 +131,7 @@ class RankingTrial(Trial):
 
     def __init__(self, problem: RankingProblem) -> None:
         self.problem = problem
+        self._made: dict[str, Any] = {}
 
     @property
     @abstractmethod
@@ -91,15 +142,23 @@ class RankingTrial(Trial):
         """Train the method, and return its figures of every cell."""
         scorers = self.fits[method](self)
         found: Figures = {}
-        for cell in self.problem.cells:
-            metrics = self.judge(scorers[cell.name], cell.test)
-            users = sum(len(batch) for batch in cell.test)
-            found[cell.name] = {"users": users, **{k: float(value.nanmean()) for k, value in metrics.items()}}
-        return found
+        for cells in _judged_together(self.problem.cells, scorers):
+            metrics = self.judge(scorers[cells[0].name], [cell.test for cell in cells])
+            for cell, one in zip(cells, metrics, strict=True):
+                means = {name: float(value.nanmean()) for name, value in one.items()}
+                found[cell.name] = {"users": len(cell.test), **means}
+        return {cell.name: found[cell.name] for cell in self.problem.cells}
 
-    def judge(self, scorer: Scorer, batches: Sequence[TaskBatch]) -> dict[str, Float[Tensor, " users"]]:
-        """Return every metric of every user: the whole catalogue is ranked, without what the user is known to have."""
-        return evaluate(scorer, batches, K)
+    def judge(self, scorer: Scorer, judged: Sequence[Judged]) -> list[dict[str, Float[Tensor, " users"]]]:
+        """Return every metric of every user, for sets of users that have their tasks in common."""
+        parts: list[list[dict[str, Tensor]]] = [[] for _ in judged]
+        for place, batch in enumerate(judged[0].batches):
+            with torch.no_grad():
+                scores = scorer(batch).cpu()
+            for part, one in zip(parts, judged, strict=True):
+                excluded = one.excluded(place, scores.shape[1])
+                part.append(ranking_metrics(scores, excluded, batch.query, batch.query_mask, K))
+        return [{name: torch.cat([metrics[name] for metrics in part]) for name in part[0]} for part in parts]
 
     def trained(self, name: str, settings: Settings) -> Checkpoint:
         """Return a run of our own model, made once."""
@@ -107,25 +166,46 @@ class RankingTrial(Trial):
         run_once(settings, folder, self.problem.say)
         return load_checkpoint(folder)
 
+    def model(self, checkpoint: Checkpoint) -> BertRecommender:
+        """Return the model of a run over the catalogue that is ranked."""
+        return checkpoint.model()
+
+    def read(self, batch: TaskBatch) -> TaskBatch:
+        """Return what our own model reads of tasks."""
+        return batch
+
     def everywhere(self, scorer: Scorer) -> Scorers:
         """Return the same scorer for every cell."""
         return {cell.name: scorer for cell in self.problem.cells}
 
     def validations(self) -> list[Validation]:
         """Return how good a baseline is on the validation tasks of each cell, by the metric that is tuned for."""
+        groups: dict[int, list[RankingCell]] = {}
+        for cell in self.problem.cells:
+            groups.setdefault(id(cell.validation.batches), []).append(cell)
+        shared = {key: _Shared(self, [cell.validation for cell in cells]) for key, cells in groups.items()}
 
         def validation(cell: RankingCell) -> Validation:
-            return lambda baseline: self.value(baseline_scorer(baseline), cell)
+            key = id(cell.validation.batches)
+            place = groups[key].index(cell)
+            return lambda baseline: shared[key].values(baseline)[place]
 
         return [validation(cell) for cell in self.problem.cells]
 
-    def value(self, scorer: Scorer, cell: RankingCell) -> float:
-        """Return the metric that is tuned for, on the validation tasks of a cell."""
-        return float(self.judge(scorer, cell.validation)[self.problem.target].mean())
+    def value(self, scorer: Scorer, judged: Sequence[Judged]) -> list[float]:
+        """Return the metric that is tuned for, on validation tasks that sets of users have in common."""
+        return [float(metrics[self.problem.target].mean()) for metrics in self.judge(scorer, judged)]
 
     def by_cell(self, baselines: Sequence[Baseline]) -> Scorers:
         """Return baselines, one a cell, as scorers."""
         return {cell.name: baseline_scorer(one) for cell, one in zip(self.problem.cells, baselines, strict=True)}
+
+    def once(self, name: str, make: Callable[[], MadeT]) -> MadeT:
+        """Return what ``make`` made when it was first asked for: several methods may build on one training."""
+        if name not in self._made:
+            self._made[name] = make()
+        made: MadeT = self._made[name]
+        return made
 
     @cached_property
     def gram(self) -> Float[Tensor, "items items"]:
@@ -133,62 +213,23 @@ class RankingTrial(Trial):
         return co_occurrences(self.problem.train, len(self.problem.text))
 
 
-def chance(trial: RankingTrial) -> Scorers:
-    """Score every item the same: ties count as their average, so this is a random ranking."""
-    items = len(trial.problem.text)
-    return trial.everywhere(lambda batch: torch.zeros(len(batch), items))
+class _Shared:
+    """Validates each baseline once for all cells that have their tasks in common."""
+
+    def __init__(self, trial: RankingTrial, judged: Sequence[Judged]) -> None:
+        self._trial, self._judged = trial, judged
+        self._last: tuple[Baseline, list[float]] | None = None
+
+    def values(self, baseline: Baseline) -> list[float]:
+        """Return the metric that is tuned for, by cell."""
+        if self._last is None or self._last[0] is not baseline:
+            self._last = (baseline, self._trial.value(baseline_scorer(baseline), self._judged))
+        return self._last[1]
 
 
-def popularity(trial: RankingTrial) -> Scorers:
-    """Fit the same ranking for everybody."""
-    return trial.everywhere(baseline_scorer(fit_popularity(trial.problem.train, len(trial.problem.text))))
-
-
-def item_knn(trial: RankingTrial) -> Scorers:
-    """Fit and tune item-kNN."""
-    return trial.by_cell(tune_item_knn(trial.gram, KNN_NEIGHBOURS, KNN_SHRINKAGE, trial.validations()))
-
-
-def ease(trial: RankingTrial) -> Scorers:
-    """Fit and tune EASE."""
-    return trial.by_cell(tune_ease(trial.gram, EASE_REGULARIZATION, trial.validations()))
-
-
-def ours(trial: RankingTrial) -> Scorers:
-    """Meta-train our model in a federation with a node a user."""
-    return _scorers(trial, trial.trained(OURS, trial.problem.settings), adapt=True)
-
-
-def ours_at_sites(trial: RankingTrial) -> Scorers:
-    """Meta-train our model in a federation of ten uneven sites."""
-    federation = replace(trial.problem.settings.federation, nodes=SITES, partition="skewed")
-    settings = replace(trial.problem.settings, federation=federation)
-    return _scorers(trial, trial.trained("metarec-sites", settings), adapt=True)
-
-
-def unadapted(trial: RankingTrial) -> Scorers:
-    """Take our meta-trained model without its inner loop."""
-    return _scorers(trial, trial.trained(OURS, trial.problem.settings), adapt=False)
-
-
-def without_inner_loop(trial: RankingTrial) -> Scorers:
-    """Train the same model as in-context learning, without an inner loop."""
-    settings = replace(trial.problem.settings, adaptation=replace(trial.problem.settings.adaptation, steps=0))
-    return _scorers(trial, trial.trained("no-inner-loop", settings), adapt=False)
-
-
-def _scorers(trial: RankingTrial, checkpoint: Checkpoint, *, adapt: bool) -> Scorers:
-    return trial.everywhere(model_scorer(checkpoint.model(), adapt=adapt))
-
-
-RANKING_METHODS: dict[Method, Fit] = {
-    Method(name=OURS, about="ours: meta-trained with a node a user, adapted to each user's support set"): ours,
-    Method(name="metarec-sites", about=f"ours, federated over {SITES} uneven sites"): ours_at_sites,
-    Method(name="unadapted", about="ours, the support set merely read"): unadapted,
-    Method(name="no-inner-loop", about="the same model trained without an inner loop"): without_inner_loop,
-    Method(name="ease", about="EASE (Steck 2019)", centralized=True): ease,
-    Method(name="item-knn", about="item-kNN with shrunk cosine", centralized=True): item_knn,
-    Method(name="popularity", about="users by item", centralized=True): popularity,
-    Method(name=CHANCE, about="a random ranking, exactly"): chance,
-}
-"""What every ranking protocol compares, in the order of tables."""
+def _judged_together(cells: Sequence[RankingCell], scorers: Scorers) -> list[list[RankingCell]]:
+    """Group cells that differ in nothing but what is ranked, so that each user is scored once."""
+    groups: dict[tuple[int, int], list[RankingCell]] = {}
+    for cell in cells:
+        groups.setdefault((id(scorers[cell.name]), id(cell.test.batches)), []).append(cell)
+    return list(groups.values())

@@ -7,6 +7,10 @@ from simulations.evaluation.protocol import EvaluationProtocol
 
 PROTOCOLS = {
     "cold-user": "simulations.evaluation.cold_user:ColdUser",
+    "cold-item": "simulations.evaluation.cold_item:ColdItem",
+    "leave-one-out": "simulations.evaluation.leave_one_out:LeaveOneOut",
+    "interest-drift": "simulations.evaluation.interest_drift:InterestDrift",
+    "cross-domain": "simulations.evaluation.cross_domain:CrossDomain",
 }
 
 

@@ -12,6 +12,7 @@ from metarec_shared.interactions import Interactions
 from simulations.baselines import popularity
 from simulations.baselines.baseline import best, co_occurrences
 from simulations.baselines.ease import fit_ease, tune_ease
+from simulations.baselines.ials import fit_ials
 from simulations.baselines.item_knn import fit_item_knn, tune_item_knn
 from simulations.baselines.popularity import fit_popularity
 
@@ -45,6 +46,7 @@ BASELINES = {
     "popularity": fit_popularity,
     "item-kNN": lambda train, items: fit_item_knn(train, items, neighbours=4, shrinkage=2.0),
     "EASE": lambda train, items: fit_ease(train, items, regularization=3.0),
+    "iALS": lambda train, items: fit_ials(train, items, factors=3, regularization=2.0, confidence=5.0),
 }
 SUPPORT = torch.tensor([[3, 1, 7], [0, 5, -1], [-1, -1, -1]])
 every_baseline = pytest.mark.parametrize("fit", BASELINES.values(), ids=BASELINES)

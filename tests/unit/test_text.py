@@ -157,7 +157,7 @@ def test_a_hub_model_that_cannot_be_fetched_says_why() -> None:
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "a/b/c", "", "a--b"])
 def test_a_folder_that_is_missing_is_a_settings_error(name: str) -> None:
-    with pytest.raises(SettingsError, match=r"text\.encoder: .* is no folder.*wanted auto, builtin, a folder"):
+    with pytest.raises(SettingsError, match=r"text\.encoder: .* is no folder.*wanted auto, builtin, random, a folder"):
         text_features(BOOKS, TextSettings(encoder=name))
 
 
@@ -176,3 +176,15 @@ def test_the_builtin_encoder_reads_other_texts_as_it_reads_its_corpus() -> None:
     some = text_features(BOOKS.take([3, 1]), SMALL, corpus=BOOKS)
     torch.testing.assert_close(some.vectors, whole.vectors[[3, 1]], atol=1e-5, rtol=0.0)
     assert some.fingerprint != whole.fingerprint
+
+
+def test_random_vectors_tell_items_apart_and_know_nothing_of_their_text() -> None:
+    catalogue = Catalogue(item_ids=("1", "2", "3"), titles=("A", "A", "B"), texts=("A film", "A film", "Another film"))
+    settings = TextSettings(encoder="random", builtin_width=256)
+    found = text_features(catalogue, settings)
+    assert found.encoder == "random"
+    torch.testing.assert_close(found.vectors.norm(dim=1), torch.ones(3))
+    assert (found.vectors @ found.vectors.T - torch.eye(3)).abs().max() < 0.25
+    alone = text_features(catalogue.take([2, 0]), settings)
+    torch.testing.assert_close(alone.vectors, found.vectors[[2, 0]])
+    assert text_features(catalogue, TextSettings(encoder="random", builtin_width=32)).vectors.shape == (3, 32)
