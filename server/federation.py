@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 
 from metarec_shared import wire
 from metarec_shared.broadcast import Broadcast
-from metarec_shared.checkpoint import Checkpoint, save_checkpoint
+from metarec_shared.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from metarec_shared.errors import CheckpointError, FederationError, WireError
 from metarec_shared.exchange import Enrollment, EnrollmentRequest, Parameters
 from metarec_shared.files import write_json, write_text
@@ -252,6 +252,7 @@ class RunKeeper:
             "best_round": self.best.round_number,
             "parameters": sum(value.numel() for value in (self.untrained | self.optimizer.parameters).values()),
             "text_encoder": self.public.features.encoder,
+            "regressions": {order: one.blend for order, one in load_checkpoint(self.folder).regressions.items()},
             "nodes": len(self.roster.training),
             "training_users": self.roster.training.total,
             "privacy": self._privacy(len(rounds)),

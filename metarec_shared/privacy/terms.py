@@ -41,7 +41,7 @@ STATEMENTS: dict[Mode, Statement] = {
         neighbours="none",
         trust="the server and whoever sees what it receives",
         sampling="none",
-        not_protected="raw item counts and raw gradients leave the nodes; they tell which items users touched",
+        not_protected="raw item counts, moments of tasks and gradients leave the nodes; they tell what users touched",
     ),
     "site": Statement(
         neighbours="one user's whole history added to or removed from the site",

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from metarec_shared.errors import DataError
 from metarec_shared.evaluation import batched, cold_user_tasks
-from metarec_shared.population import Order, Population
+from metarec_shared.population import Population
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_item_features, load_training_dataset
 from metarec_shared.split import Role
+from metarec_shared.tasks import Order
 from simulations.evaluation.protocol import EvaluationProtocol, Say
 from simulations.evaluation.ranking import Fit, Judged, K, RankingCell, RankingProblem, RankingTrial
 from simulations.evaluation.ranking_methods import RANKING_METHODS

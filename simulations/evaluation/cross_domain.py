@@ -12,11 +12,12 @@ from metarec_shared.dataset import Dataset
 from metarec_shared.errors import DataError, SettingsError
 from metarec_shared.evaluation import batched, cold_user_tasks, model_scorer
 from metarec_shared.model import BertRecommender
-from metarec_shared.population import Order, Population
+from metarec_shared.population import Population
 from metarec_shared.randomness import uniforms
 from metarec_shared.settings import DataSettings, Settings
 from metarec_shared.sources import load_catalogue, load_dataset
 from metarec_shared.split import Role
+from metarec_shared.tasks import Order
 from metarec_shared.text import text_features
 from simulations.baselines.popularity import fit_popularity
 from simulations.evaluation.derived import settings_with_data

@@ -65,7 +65,7 @@ def test_the_header_is_yaml_that_holds_metarecs_own_figures():
 
 def test_a_run_without_privacy_says_what_leaves_the_nodes():
     card = model_card(_result(), _SETTINGS)
-    assert "raw item counts and raw gradients leave the nodes" in card
+    assert "raw item counts, raw moments of tasks and raw gradients leave the nodes" in card
     assert "There is no guarantee" in card
 
 

@@ -182,7 +182,7 @@ def test_cold_items_have_a_table_where_they_were_evaluated(tmp_path):
 
 
 def test_the_privacy_line_says_that_nothing_is_protected(tmp_path):
-    assert "raw item counts and raw gradients leave the nodes" in _report(tmp_path)
+    assert "raw item counts, raw moments of tasks and raw gradients leave the nodes" in _report(tmp_path)
 
 
 def test_every_setting_is_listed(tmp_path):
