@@ -89,14 +89,18 @@ class TextSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
-    """The BERT recommender."""
+    """The recommender."""
 
+    encoder: Literal["bert", "gpt2"] = setting(
+        "bert", "what reads a support set: bert, as a set; gpt2, causally, oldest item first"
+    )
     width: int = setting(64, "width of item vectors, of the user encoder and of the user vector", low=4)
     layers: int = setting(2, "layers of the user encoder", low=1)
     heads: int = setting(2, "attention heads of the user encoder", low=1)
     intermediate: int = setting(256, "width of the feed-forward layers of the user encoder", low=4)
     item_ids: bool = setting(True, "learn an ID vector an item beside its text")
     feedback: bool = setting(True, "add an embedding of the rating to each support item")
+    recency: bool = setting(False, "add an embedding of the rank in time to each support item that bert reads")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +113,15 @@ class TaskSettings:
     support_dropout: float = setting(0.15, "chance of a support item to be hidden from its task", low=0, high=0.95)
     feature_dropout: float = setting(0.2, "dropout on the user encoder's inputs and output", low=0, high=0.95)
     id_dropout: float = setting(0.2, "chance of an item's ID vector to be off for a round", low=0, high=0.95)
+    crop: float = setting(
+        0.0, "share of tasks cropped from a history in time order: a stretch is the support, the next the query",
+        low=0, high=1,
+    )  # fmt: skip
+    reorder: float = setting(
+        0.0, "share of tasks half of whose support set swaps its ranks in time; where the encoder reads them",
+        low=0, high=1,
+    )  # fmt: skip
+    substitute: float = setting(0.0, "chance of a support item to be replaced by one of similar text", low=0, high=0.95)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +139,30 @@ class AdaptationSettings:
     candidates: int = setting(
         0, "items a round's softmax is over, about, drawn by popularity; 0: the whole catalogue", low=0
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainingSettings:
+    """What the first rounds train before meta-learning: the same model, by another loss of every user's history."""
+
+    objective: Literal["none", "masked-item", "autoregressive", "contrastive"] = setting(
+        "none", "loss of pre-training; autoregressive needs model.encoder = gpt2, masked-item bert"
+    )
+    rounds: int = setting(0, "rounds of pre-training, the first of federation.rounds", low=0)
+    length: int = setting(30, "items of a history that are read in a round, a stretch of it in time", low=2, high=60)
+    masked: float = setting(0.3, "masked-item: chance of an item to be masked", low=0.01, high=0.99)
+    crop: float = setting(0.6, "contrastive: share of the history that each of the two crops keeps", low=0.05, high=1)
+    temperature: float = setting(0.5, "contrastive: what cosine similarities are divided by", low=0.01)
+    negatives: int = setting(
+        256, "contrastive: histories drawn from the catalogue that a user's must differ from", low=1
+    )
+    coherence: float = setting(
+        5.0, "contrastive: how much more such a history holds items of similar text; 0: popularity alone", low=0
+    )
+
+    def trains(self, round_number: int) -> bool:
+        """Return whether a round, counted from 1, is one of pre-training."""
+        return self.objective != "none" and round_number <= self.rounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +263,7 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     tasks: TaskSettings = field(default_factory=TaskSettings)
     adaptation: AdaptationSettings = field(default_factory=AdaptationSettings)
+    pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
     outer: OuterSettings = field(default_factory=OuterSettings)
     federation: FederationSettings = field(default_factory=FederationSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
@@ -391,10 +429,27 @@ def _check_together(settings: Settings, source: str) -> None:
         raise SettingsError(f"{source}: federation.clip-norm needs run.precision = float32: norms are a promise")
     if adaptation.candidates and settings.federation.clip_norm:
         raise SettingsError(f"{source}: give either adaptation.candidates or federation.clip-norm")
+    _check_encoder(settings, source)
     if data.rating_high < data.rating_low:
         raise SettingsError(
             f"{source}: data.rating-high must not be below data.rating-low ({data.rating_low}), got {data.rating_high}"
         )
+
+
+def _check_encoder(settings: Settings, source: str) -> None:
+    """Refuse what only one of the encoders can do of the other."""
+    encoder, objective = settings.model.encoder, settings.pretraining.objective
+    wanted = {"masked-item": "bert", "autoregressive": "gpt2"}.get(objective, encoder)
+    if encoder != wanted:
+        raise SettingsError(
+            f"{source}: pretraining.objective = {objective} needs model.encoder = {wanted}, got {encoder}"
+        )
+    if encoder == "gpt2" and settings.model.recency:
+        raise SettingsError(f"{source}: model.recency is for model.encoder = bert; gpt2 reads in time order anyway")
+    if encoder == "gpt2" and settings.adaptation.parameters == "lora":
+        raise SettingsError(f"{source}: adaptation.parameters = lora needs model.encoder = bert, got gpt2")
+    if objective != "none" and settings.run.precision != "float32":
+        raise SettingsError(f"{source}: pretraining.objective needs run.precision = float32")
 
 
 def _kebab(name: str) -> str:

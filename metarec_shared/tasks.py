@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarec_shared.augmentation import coins, cropped, reordered, time_ranks
 from metarec_shared.dataset import RatingScale
 from metarec_shared.interactions import Interactions
 from metarec_shared.randomness import coin_table, uniform_table
@@ -36,6 +37,7 @@ class TaskBatch:
         dropout: Factors for the inputs of the user encoder (positions 0..support-1) and for its output (the last
             position), None outside meta-training. They are drawn with the task, so that the model itself is a
             deterministic function and a user's meta-gradient does not depend on who else is in the batch.
+        recency: Rank of each support item in time, 1 for the newest, 0 where it is not known; None: of no item.
     """
 
     support: Int[Tensor, "users support"]
@@ -45,6 +47,7 @@ class TaskBatch:
     query_mask: Bool[Tensor, "users query"]
     known: Int[Tensor, "users support"]
     dropout: Float[Tensor, "users positions width"] | None = None
+    recency: Int[Tensor, "users support"] | None = None
 
     def __len__(self) -> int:
         return len(self.support)
@@ -75,13 +78,14 @@ class TaskBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One user's episode before padding: arrays of catalogue positions and feedback levels."""
+    """One user's episode before padding: arrays of catalogue positions, feedback levels and ranks in time."""
 
     support: NDArray[np.int64]
     support_mask: NDArray[np.bool_]
     feedback: NDArray[np.int64]
     query: NDArray[np.int64]
     dropout: NDArray[np.float32] | None = None
+    recency: NDArray[np.int64] | None = None
 
 
 def feedback_levels(ratings: NDArray[np.float32], scale: RatingScale | None) -> NDArray[np.int64]:
@@ -104,8 +108,9 @@ def draw_training_tasks(
 ) -> TaskBatch:
     """Draw one meta-training task of each user, all at once; each has a history of at least two items.
 
-    A history is shuffled; its first items are the support set (at most ``settings.support`` and never the whole
-    history), the next at most ``settings.query`` the query set. Only the rows that are drawn are read, so histories
+    A history is shuffled, or for a share ``settings.crop`` of the tasks begun somewhere in its order in time; its first
+    items are the support set (at most ``settings.support`` and never the whole history), the next at most
+    ``settings.query`` the query set. Only the rows that are drawn are read, so histories
     may lie on disk, and a user's task depends on nobody else's.
 
     Args:
@@ -126,6 +131,8 @@ def draw_training_tasks(
         sizes = np.where(draws[:, 0] < settings.vary_support, varied, sizes)
     query_sizes = np.minimum(settings.query, lengths - sizes)
     order = _shuffled(lengths, draws[:, 2 : 2 + limit + settings.query])
+    if settings.crop and interactions.has_time:
+        order, query_sizes = cropped(order, sizes, query_sizes, lengths, coins(keys, settings.crop, "crop", address))
     rows = interactions.offsets[users][:, None] + order
     real, asked = (np.arange(n.max()) < n[:, None] for n in (sizes, query_sizes))
     support_rows = np.where(real, rows[:, : real.shape[1]], rows[:, :1])
@@ -134,6 +141,9 @@ def draw_training_tasks(
     support = interactions.items[support_rows].astype(np.int64)
     levels = feedback_levels(interactions.ratings[support_rows], scale)
     heard = draws[:, 2 + limit + settings.query :][:, : real.shape[1]] >= settings.support_dropout
+    recency = time_ranks(support_rows, real) if interactions.has_time else None
+    if recency is not None and settings.reorder:
+        recency = reordered(recency, sizes, coins(keys, settings.reorder, "reorder", address, limit))
     return TaskBatch(
         support=torch.from_numpy(np.where(real, support, 0)),
         support_mask=torch.from_numpy(real & heard),
@@ -142,6 +152,7 @@ def draw_training_tasks(
         query_mask=torch.from_numpy(asked),
         known=torch.from_numpy(np.where(real, support, -1)),
         dropout=_dropout_factors(keys, real, settings, width, address),
+        recency=None if recency is None else torch.from_numpy(recency),
     )
 
 
@@ -197,6 +208,7 @@ def pad(tasks: Sequence[Task]) -> TaskBatch:
         query_mask=_stack([np.ones(n, dtype=bool) for n in query_lengths], query_lengths, False),
         known=_stack([task.support for task in tasks], support_lengths, -1),
         dropout=_stack_dropout(tasks, max(support_lengths)),
+        recency=_stack_recency(tasks, support_lengths),
     )
 
 
@@ -205,6 +217,16 @@ def _stack(rows: Sequence[NDArray[np.generic]], lengths: Sequence[int], padding:
     for position, row in enumerate(rows):
         padded[position, : len(row)] = row
     return torch.from_numpy(padded)
+
+
+def _stack_recency(tasks: Sequence[Task], lengths: Sequence[int]) -> Tensor | None:
+    """Stack ranks in time; a task without them has 0, for not known."""
+    if all(task.recency is None for task in tasks):
+        return None
+    rows = [
+        np.zeros(n, np.int64) if task.recency is None else task.recency for task, n in zip(tasks, lengths, strict=True)
+    ]
+    return _stack(rows, lengths, 0)
 
 
 def _stack_dropout(tasks: Sequence[Task], longest: int) -> Tensor | None:
