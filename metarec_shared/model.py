@@ -81,7 +81,7 @@ class BertRecommender(nn.Module):
     ) -> Float[Tensor, "users width"]:
         """Read support sets whose item vectors have been looked up; ``joined`` as in ``read_support``."""
         inputs = rows if tasks.dropout is None else rows * tasks.dropout[:, :-1]
-        feedback = tasks.feedback if self.uses_feedback else torch.zeros_like(tasks.feedback)
+        feedback = self.levels(tasks.feedback)
         if isinstance(self.encoder, GPT2Model):
             outputs = read_causally(self.encoder, inputs, feedback, tasks.support_mask, tasks.recency)
             encoded = last_output(outputs, tasks.support_mask, tasks.recency)
@@ -89,6 +89,10 @@ class BertRecommender(nn.Module):
             recency = self.ranks(tasks.recency, tasks.support)
             encoded = read_support(self.encoder, inputs, feedback, tasks.support_mask, recency, joined=joined)
         return encoded if tasks.dropout is None else encoded * tasks.dropout[:, -1]
+
+    def levels(self, feedback: Int[Tensor, "users support"]) -> Int[Tensor, "users support"]:
+        """Return feedback levels as the encoder reads them: all 0 where it reads none."""
+        return feedback if self.uses_feedback else torch.zeros_like(feedback)
 
     def ranks(
         self, recency: Int[Tensor, "users support"] | None, like: Int[Tensor, "users support"]

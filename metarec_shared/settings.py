@@ -430,6 +430,7 @@ def _check_together(settings: Settings, source: str) -> None:
     if adaptation.candidates and settings.federation.clip_norm:
         raise SettingsError(f"{source}: give either adaptation.candidates or federation.clip-norm")
     _check_encoder(settings, source)
+    _check_pretraining(settings, source)
     if data.rating_high < data.rating_low:
         raise SettingsError(
             f"{source}: data.rating-high must not be below data.rating-low ({data.rating_low}), got {data.rating_high}"
@@ -450,6 +451,17 @@ def _check_encoder(settings: Settings, source: str) -> None:
         raise SettingsError(f"{source}: adaptation.parameters = lora needs model.encoder = bert, got gpt2")
     if objective != "none" and settings.run.precision != "float32":
         raise SettingsError(f"{source}: pretraining.objective needs run.precision = float32")
+
+
+def _check_pretraining(settings: Settings, source: str) -> None:
+    """Refuse an objective without rounds, rounds without an objective, and more of them than there are."""
+    objective, rounds, most = settings.pretraining.objective, settings.pretraining.rounds, settings.federation.rounds
+    if (objective == "none") != (rounds == 0):
+        raise SettingsError(
+            f"{source}: give both pretraining.objective and pretraining.rounds, got {objective} and {rounds}"
+        )
+    if rounds > most:
+        raise SettingsError(f"{source}: pretraining.rounds are the first of federation.rounds, got {rounds} of {most}")
 
 
 def _kebab(name: str) -> str:

@@ -4,7 +4,7 @@ A batch of tasks is padded to common lengths and carries masks; what is padded n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarec_shared.augmentation import coins, cropped, reordered, time_ranks
+from metarec_shared.augmentation import coins, cropped, reordered, substitutes, time_ranks
 from metarec_shared.dataset import RatingScale
 from metarec_shared.interactions import Interactions
 from metarec_shared.randomness import coin_table, uniform_table
@@ -154,6 +154,28 @@ def draw_training_tasks(
         dropout=_dropout_factors(keys, real, settings, width, address),
         recency=None if recency is None else torch.from_numpy(recency),
     )
+
+
+def with_substitutes(
+    tasks: TaskBatch,
+    neighbours: Int[Tensor, "items count"],
+    keys: NDArray[np.uint64],
+    chance: float,
+    address: tuple[int, int],
+) -> TaskBatch:
+    """Return tasks in whose support sets some items are replaced by ones of similar text; what is known stays known.
+
+    Args:
+        tasks: Of meta-training.
+        neighbours: As ``augmentation.text_neighbours`` returns them.
+        keys: The users' random keys, [users].
+        chance: Of an item to be replaced.
+        address: The run's seed, and the round.
+    """
+    seed, round_number = address
+    draws = torch.from_numpy(uniform_table(keys, 2 * tasks.support.shape[1], seed, "substitute", round_number))
+    taken = torch.cat([tasks.support, tasks.query], dim=1)
+    return replace(tasks, support=substitutes(tasks.support, taken, neighbours, draws.to(neighbours.device), chance))
 
 
 def _shuffled(lengths: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -121,9 +121,12 @@ def test_a_model_without_ranks_reads_a_set() -> None:
     [
         ({"model.encoder": "gpt2", "model.recency": True}, "model.recency is for model.encoder = bert"),
         ({"model.encoder": "gpt2", "adaptation.parameters": "lora"}, "lora needs model.encoder = bert, got gpt2"),
-        ({"pretraining.objective": "autoregressive"}, "autoregressive needs model.encoder = gpt2, got bert"),
         (
-            {"pretraining.objective": "masked-item", "model.encoder": "gpt2"},
+            {"pretraining.objective": "autoregressive", "pretraining.rounds": 1},
+            "autoregressive needs model.encoder = gpt2, got bert",
+        ),
+        (
+            {"pretraining.objective": "masked-item", "pretraining.rounds": 1, "model.encoder": "gpt2"},
             "masked-item needs model.encoder = bert, got gpt2",
         ),
     ],
