@@ -45,6 +45,7 @@ class BertRecommender(nn.Module):
         self.item_norm = nn.LayerNorm(width)
         self.item_bias = nn.Parameter(torch.zeros(items))
         self.uses_recency = model.recency
+        self.has_adapters = False
         levels = FEEDBACK_LEVELS if model.feedback else 0
         self.encoder: BertModel | GPT2Model
         if model.encoder == "gpt2":
@@ -87,7 +88,9 @@ class BertRecommender(nn.Module):
             encoded = last_output(outputs, tasks.support_mask, tasks.recency)
         else:
             recency = self.ranks(tasks.recency, tasks.support)
-            encoded = read_support(self.encoder, inputs, feedback, tasks.support_mask, recency, joined=joined)
+            encoded = read_support(
+                self.encoder, inputs, feedback, tasks.support_mask, recency, joined=joined and not self.has_adapters
+            )
         return encoded if tasks.dropout is None else encoded * tasks.dropout[:, -1]
 
     def levels(self, feedback: Int[Tensor, "users support"]) -> Int[Tensor, "users support"]:

@@ -196,6 +196,11 @@ class FederationSettings:
     released: str = setting(
         "all", "parameters that are trained, whose gradients leave the nodes: all, or beginnings of names, by commas"
     )
+    lora_rank: int = setting(
+        0,
+        "rank of the updates that are trained in place of the encoder, from a warm start; 0: the encoder itself",
+        low=0,
+    )
     clip_norm: float = setting(0.0, "largest norm of one user's meta-gradient; 0: nobody is clipped", low=0)
     max_failures: float = setting(0.5, "share of sampled nodes that may fail before the run stops", low=0, high=1)
     round_timeout: float = setting(600.0, "seconds the server waits for nodes and for replies", low=0.1)
@@ -431,6 +436,7 @@ def _check_together(settings: Settings, source: str) -> None:
         raise SettingsError(f"{source}: give either adaptation.candidates or federation.clip-norm")
     _check_encoder(settings, source)
     _check_pretraining(settings, source)
+    _check_low_rank(settings, source)
     if data.rating_high < data.rating_low:
         raise SettingsError(
             f"{source}: data.rating-high must not be below data.rating-low ({data.rating_low}), got {data.rating_high}"
@@ -451,6 +457,19 @@ def _check_encoder(settings: Settings, source: str) -> None:
         raise SettingsError(f"{source}: adaptation.parameters = lora needs model.encoder = bert, got gpt2")
     if objective != "none" and settings.run.precision != "float32":
         raise SettingsError(f"{source}: pretraining.objective needs run.precision = float32")
+
+
+def _check_low_rank(settings: Settings, source: str) -> None:
+    """Refuse low-rank updates of what nobody trained, and of what every user has a copy of."""
+    if not settings.federation.lora_rank:
+        return
+    if not settings.run.init:
+        raise SettingsError(f"{source}: federation.lora-rank needs run.init: it fine-tunes an encoder that was trained")
+    if settings.adaptation.parameters not in ("user-vector", "head"):
+        raise SettingsError(
+            f"{source}: federation.lora-rank needs adaptation.parameters = user-vector or head, got "
+            f"{settings.adaptation.parameters}"
+        )
 
 
 def _check_pretraining(settings: Settings, source: str) -> None:

@@ -1,7 +1,7 @@
 """Gradients of a loss of pre-training, summed over users: what a meta-gradient is to a round of meta-learning.
 
-Where nobody clips, one pass forth and back over each batch; else per-user gradients by a vectorized map, a few users at
-a time.
+Where nobody clips, one pass forth and back over each batch, item vectors computed once for all; else per-user
+gradients by a vectorized map, a few users at a time.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -57,31 +57,42 @@ def cohort_gradient(
             gradient is not finite then contributes nothing.
         released: Names of the parameters to differentiate in; None: all.
     """
-    losses_of = _Losses(model, objective, id_mask, public)
     parameters = {name: p for name, p in model.named_parameters() if released is None or name in released}
     sums = {name: torch.zeros_like(value) for name, value in parameters.items()}
     losses, norms = [torch.zeros(0, device=model.text.device)], []
-    for batch, weights in batches:
-        if clip_norm:
+    if clip_norm:
+        losses_of = _Losses(model, objective, id_mask, public)
+        for batch, weights in batches:
             each = _per_user(losses_of, parameters, batch)
-            squares = torch.stack([value.flatten(1).square().sum(dim=1) for value in each.gradients.values()]).sum(
-                dim=0
-            )
+            squares = torch.stack([v.flatten(1).square().sum(dim=1) for v in each.gradients.values()]).sum(dim=0)
             whole = squares.isfinite()
             scale = (clip_factors(squares, clip_norm) * weights)[whole]
             for name, value in each.gradients.items():
                 sums[name] += torch.tensordot(scale, value[whole], dims=1)
             losses.append(torch.where(whole, each.losses, 0.0))
             norms.append(torch.where(whole, squares.sqrt(), 0.0))
-            continue
-        with torch.enable_grad():
-            found = losses_of(batch)
-            gradients = torch.autograd.grad((found * weights).sum(), list(parameters.values()), allow_unused=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                sums[name] += gradient
-        losses.append(found.detach())
-    return MetaGradient(gradients=sums, losses=torch.cat(losses), norms=torch.cat(norms) if norms else None)
+        return MetaGradient(gradients=sums, losses=torch.cat(losses), norms=torch.cat(norms) if norms else None)
+    with torch.enable_grad():
+        E = model.item_vectors(id_mask)
+        rows = E.detach().requires_grad_()
+        vectors = torch.zeros_like(rows)
+        for batch, weights in batches:
+            found = objective.losses(model, batch, rows, public)
+            of_rows, *gradients = torch.autograd.grad(
+                (found * weights).sum(), [rows, *parameters.values()], allow_unused=True
+            )
+            vectors += of_rows
+            _add(sums, gradients)
+            losses.append(found.detach())
+        if E.grad_fn is not None:
+            _add(sums, torch.autograd.grad(E, list(parameters.values()), vectors, allow_unused=True))
+    return MetaGradient(gradients=sums, losses=torch.cat(losses))
+
+
+def _add(sums: dict[str, Tensor], gradients: Sequence[Tensor | None]) -> None:
+    for total, gradient in zip(sums.values(), gradients, strict=True):
+        if gradient is not None:
+            total += gradient
 
 
 def separately_clipped_gradient(
