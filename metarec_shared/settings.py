@@ -59,6 +59,10 @@ class DataSettings:
     hold_out_items: float = setting(
         0.0, "share of items hidden from training, for cold-item evaluation", low=0, high=0.9
     )
+    item_vectors: str = setting(
+        "",
+        "file of further item vectors by item id (.npz, .npy, .csv, .parquet), beside those of the text; empty: none",
+    )
     rating_low: float = setting(0.0, "lowest rating of the scale; equal to rating-high: as the layout says")
     rating_high: float = setting(0.0, "highest rating of the scale; equal to rating-low: as the layout says")
 
@@ -81,6 +85,9 @@ class TextSettings:
     revision: str = setting("", "revision of a hub model; empty: the pinned one for auto, else the newest")
     max_tokens: int = setting(64, "tokens of an item's text that are read", low=4, high=512)
     batch: int = setting(64, "texts encoded in one pass", low=1)
+    adapt_steps: int = setting(
+        0, "steps in which a pre-trained encoder goes on by masked language modelling on the items' texts", low=0
+    )
     builtin_width: int = setting(128, "width of the built-in BERT", low=8)
     builtin_layers: int = setting(2, "layers of the built-in BERT", low=1)
     builtin_vocabulary: int = setting(4000, "word pieces of the built-in tokenizer", low=100)
