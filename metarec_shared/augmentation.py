@@ -133,14 +133,13 @@ def substitutes(
 
     Args:
         support: Catalogue positions.
-        taken: What may not come in: support and query items of each user.
+        taken: What may not come in: support and query items of each user; padding is -1.
         neighbours: As ``text_neighbours`` returns them.
-        draws: Two uniform draws in [0, 1) a support item: whether, and which.
+        draws: Two uniform draws in [0, 1) a support item, one behind the other: whether, and which.
         chance: Of an item to be replaced.
     """
-    width = support.shape[1]
-    which = (draws[:, width : 2 * width] * neighbours.shape[1]).long()
+    whether, which = draws[:, 0::2], (draws[:, 1::2] * neighbours.shape[1]).long()
     other = neighbours[support].gather(2, which[:, :, None])[:, :, 0]
     free = ~(other[:, :, None] == taken[:, None, :]).any(dim=2)
     twice = (other[:, :, None] == other[:, None, :]).tril(diagonal=-1).any(dim=2)
-    return torch.where((draws[:, :width] < chance) & free & ~twice, other, support)
+    return torch.where((whether < chance) & free & ~twice, other, support)

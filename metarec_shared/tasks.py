@@ -174,7 +174,7 @@ def with_substitutes(
     """
     seed, round_number = address
     draws = torch.from_numpy(uniform_table(keys, 2 * tasks.support.shape[1], seed, "substitute", round_number))
-    taken = torch.cat([tasks.support, tasks.query], dim=1)
+    taken = torch.cat([tasks.known, tasks.query.masked_fill(~tasks.query_mask, -1)], dim=1)
     return replace(tasks, support=substitutes(tasks.support, taken, neighbours, draws.to(neighbours.device), chance))
 
 
