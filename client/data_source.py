@@ -21,6 +21,8 @@ from metarec_shared.split import Role
 
 NodeConfig = Mapping[str, bool | int | float | str]
 
+_OWN_KEYS = ("on-bad-rows", "rating-low", "rating-high", "item-vectors")
+
 
 def site_settings(settings: Settings, node_config: NodeConfig) -> Settings:
     """Return the run's settings, but how a site's data is read comes from the site's own configuration.
@@ -30,17 +32,16 @@ def site_settings(settings: Settings, node_config: NodeConfig) -> Settings:
 
     Args:
         settings: The run's settings.
-        node_config: The node's own configuration: ``data-path``, and if need be ``on-bad-rows``, ``rating-low`` and
-            ``rating-high``. Without ``data-path`` the node is a simulated one, and all settings are the run's.
+        node_config: The node's own configuration: ``data-path``, and if need be ``on-bad-rows``, ``rating-low``,
+            ``rating-high`` and ``item-vectors``, the site's copy of the run's file. Without ``data-path`` the node is a
+            simulated one, and all settings are the run's.
 
     Raises:
         SettingsError: The configuration has a value that cannot be.
     """
     if "data-path" not in node_config:
         return settings
-    own = {
-        f"data.{key}": node_config[key] for key in ("on-bad-rows", "rating-low", "rating-high") if key in node_config
-    }
+    own = {f"data.{key}": node_config[key] for key in _OWN_KEYS if key in node_config}
     data = DataSettings(path=str(node_config["data-path"]), hold_out_items=settings.data.hold_out_items)
     return replace(settings, data=data).with_values(own, "node configuration")
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from metarec_shared.augmentation import text_neighbours
 from metarec_shared.candidates import Candidates, draw_candidates
 from metarec_shared.checkpoint import load_parameters
 from metarec_shared.device import resolve_device, tiny_numbers_flushed
@@ -17,6 +18,8 @@ from metarec_shared.exchange import Parameters
 from metarec_shared.initialization import initial_model, released_names, travelling_names
 from metarec_shared.memory import GB, is_out_of_memory, peak_bytes, room
 from metarec_shared.meta_gradient import Batch, MetaGradient, cohort_meta_gradient, separately_clipped_sum
+from metarec_shared.pretraining import Objective, build_objective, cohort_gradient, separately_clipped_gradient
+from metarec_shared.pretraining.gradient import Batch as HistoriesAndWeights
 from metarec_shared.randomness import generator
 from metarec_shared.settings import Settings
 from metarec_shared.tasks import TaskBatch
@@ -29,8 +32,17 @@ _PROBES = (2, 10)
 
 logger = logging.getLogger(__name__)
 
+HISTORIES_AT_ONCE = 64
+"""Users of one pass of pre-training at most."""
+
+_COPIES = 4
+"""Tensors of the size of all scores that a pass of pre-training holds at one time, about."""
+
 BatchesOf = Callable[[int], Iterator[Batch]]
 """Returns a cohort in batches of at most so many users."""
+
+HistoriesOf = Callable[[int], Iterator[HistoriesAndWeights]]
+"""The same for pre-training."""
 
 
 class Learner:
@@ -97,6 +109,50 @@ class Learner:
                 clip_norm=self.settings.federation.clip_norm,
                 released=self.released,
             )
+
+    def separate_pretraining_gradient(
+        self, users: Iterable[Callable[[], HistoriesAndWeights]], round_number: int
+    ) -> MetaGradient:
+        """Return the sum of clipped gradients of pre-training, each user computed alone."""
+        with tiny_numbers_flushed():
+            return separately_clipped_gradient(
+                self.model,
+                self.objective,
+                users,
+                self.id_mask(round_number),
+                public=self.objective.public(self.model, self.settings.run.seed, round_number),
+                clip_norm=self.settings.federation.clip_norm,
+                released=self.released,
+            )
+
+    def pretraining_gradient(self, batches_of: HistoriesOf, round_number: int) -> MetaGradient:
+        """Return the gradient of the loss of pre-training summed over a cohort; arguments as in ``meta_gradient``."""
+        with tiny_numbers_flushed():
+            return cohort_gradient(
+                self.model,
+                self.objective,
+                batches_of(self.histories_at_once),
+                self.id_mask(round_number),
+                public=self.objective.public(self.model, self.settings.run.seed, round_number),
+                clip_norm=self.settings.federation.clip_norm,
+                released=self.released,
+            )
+
+    @cached_property
+    def neighbours(self) -> Tensor:
+        """The items of most similar text of each item, [items, neighbours]."""
+        return text_neighbours(self.model.text)
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The loss of pre-training."""
+        return build_objective(self.settings.pretraining)
+
+    @property
+    def histories_at_once(self) -> int:
+        """How many users' histories are computed together: what fits the memory bound, by the size of their scores."""
+        scores = 4 * self.settings.pretraining.length * len(self.model.text) * _COPIES
+        return max(1, min(HISTORIES_AT_ONCE, room(self.settings.run.memory_gb, self.device) // scores))
 
     def meta_gradient(self, batches_of: BatchesOf, users: int, round_number: int) -> MetaGradient:
         """Return the meta-gradient of a cohort, in as many parts as memory wants.

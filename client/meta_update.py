@@ -7,7 +7,7 @@ References:
     Chen et al. (2018), Federated meta-learning with fast convergence and efficient communication, algorithm 1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -29,9 +29,11 @@ from metarec_shared.evaluation import (
     model_scorer,
 )
 from metarec_shared.exchange import EvaluateRequest, Evaluation, MetaUpdate, Parameters, TrainRequest, all_finite
-from metarec_shared.meta_gradient import Batch
+from metarec_shared.meta_gradient import Batch, MetaGradient
+from metarec_shared.pretraining import draw_histories
+from metarec_shared.pretraining.gradient import Batch as HistoriesAndWeights
 from metarec_shared.task_regression import TaskRegression
-from metarec_shared.tasks import TaskBatch
+from metarec_shared.tasks import TaskBatch, with_substitutes
 
 
 def meta_update(learner: Learner, parameters: Parameters, nodes: Nodes, request: TrainRequest) -> MetaUpdate:
@@ -61,16 +63,11 @@ def meta_update(learner: Learner, parameters: Parameters, nodes: Nodes, request:
 
     weight_of = shares[drawn.nodes].astype(np.float32)
 
-    def batches_of(size: int) -> Iterator[Batch]:
-        return _batches(learner, nodes, request, drawn, weight_of, size)
-
-    if guard is not None and guard.trusts_no_server:
-        alone = (
-            partial(_draw, learner, nodes, request, drawn, weight_of, slice(i, i + 1)) for i in range(len(weight_of))
-        )
-        found = learner.separate_meta_gradient(alone, request.round_number)
+    separately = guard is not None and guard.trusts_no_server
+    if learner.settings.pretraining.trains(request.round_number):
+        found = _pretraining_gradient(learner, nodes, request, drawn, weight_of, separately=separately)
     else:
-        found = learner.meta_gradient(batches_of, len(drawn.users), request.round_number)
+        found = _meta_gradient(learner, nodes, request, drawn, weight_of, separately=separately)
     if guard is not None:
         gradients = protected(guard, found.gradients, shares, iter(nodes.names), request.round_number)
         return MetaUpdate(gradients=gradients, weight=float(weights.sum()), loss=None, users=None, nodes=len(nodes))
@@ -83,6 +80,47 @@ def meta_update(learner: Learner, parameters: Parameters, nodes: Nodes, request:
         loss=float(loss),
         users=len(drawn.users),
         nodes=len(nodes),
+    )
+
+
+def _meta_gradient(
+    learner: Learner,
+    nodes: Nodes,
+    request: TrainRequest,
+    drawn: Drawn,
+    weights: NDArray[np.float32],
+    *,
+    separately: bool,
+) -> MetaGradient:
+    """Return the weighted sum of the drawn users' meta-gradients."""
+    draw = partial(_draw, learner, nodes, request, drawn, weights)
+    if separately:
+        alone = (partial(draw, slice(user, user + 1)) for user in range(len(weights)))
+        return learner.separate_meta_gradient(alone, request.round_number)
+
+    def batches_of(size: int) -> Iterator[Batch]:
+        return _batches(draw, len(drawn.users), size)
+
+    return learner.meta_gradient(batches_of, len(drawn.users), request.round_number)
+
+
+def _pretraining_gradient(
+    learner: Learner,
+    nodes: Nodes,
+    request: TrainRequest,
+    drawn: Drawn,
+    weights: NDArray[np.float32],
+    *,
+    separately: bool,
+) -> MetaGradient:
+    """Return the weighted sum of the drawn users' gradients of the loss of pre-training."""
+    draw = partial(_draw_histories, learner, nodes, request, drawn, weights)
+    if separately:
+        alone = (partial(draw, slice(user, user + 1)) for user in range(len(weights)))
+        return learner.separate_pretraining_gradient(alone, request.round_number)
+    return learner.pretraining_gradient(
+        lambda size: (draw(slice(start, start + size)) for start in range(0, len(drawn.users), size)),
+        request.round_number,
     )
 
 
@@ -136,15 +174,13 @@ def evaluate_nodes(
     )
 
 
-def _batches(
-    learner: Learner, nodes: Nodes, request: TrainRequest, drawn: Drawn, weights: NDArray[np.float32], size: int
-) -> Iterator[Batch]:
+def _batches(draw_rows: Callable[[slice], Batch], users: int, size: int) -> Iterator[Batch]:
     """Draw the users' tasks in batches; while one is computed, the next is drawn beside it."""
 
     def draw(start: int) -> Batch:
-        return _draw(learner, nodes, request, drawn, weights, slice(start, start + size))
+        return draw_rows(slice(start, start + size))
 
-    starts = range(0, len(drawn.users), size)
+    starts = range(0, users, size)
     if len(starts) <= 1:
         yield from map(draw, starts)
         return
@@ -152,7 +188,7 @@ def _batches(
         coming: Future[Batch] = pool.submit(draw, 0)
         for start in starts:
             batch, following = coming.result(), start + size
-            if following < len(drawn.users):
+            if following < users:
                 coming = pool.submit(draw, following)
             yield batch
 
@@ -162,10 +198,31 @@ def _draw(
 ) -> Batch:
     """Draw the tasks of some of the drawn users."""
     settings = learner.settings
-    tasks = nodes.population.training_tasks(
-        drawn.users[rows], request.round_number, settings.tasks, settings.model.width, request.rating_scale
+    population, users = nodes.population, drawn.users[rows]
+    tasks = population.training_tasks(
+        users, request.round_number, settings.tasks, settings.model.width, request.rating_scale
+    ).to(learner.device)
+    if settings.tasks.substitute:
+        address = (population.seed, request.round_number)
+        tasks = with_substitutes(tasks, learner.neighbours, population.keys[users], settings.tasks.substitute, address)
+    return tasks, torch.from_numpy(weights[rows]).to(learner.device)
+
+
+def _draw_histories(
+    learner: Learner, nodes: Nodes, request: TrainRequest, drawn: Drawn, weights: NDArray[np.float32], rows: slice
+) -> HistoriesAndWeights:
+    """Draw the histories of some of the drawn users."""
+    settings, population, users = learner.settings, nodes.population, drawn.users[rows]
+    histories = draw_histories(
+        population.interactions,
+        users,
+        population.keys[users],
+        request.rating_scale,
+        settings.pretraining,
+        (settings.tasks.feature_dropout, settings.model.width),
+        (population.seed, request.round_number),
     )
-    return tasks.to(learner.device), torch.from_numpy(weights[rows]).to(learner.device)
+    return histories.to(learner.device), torch.from_numpy(weights[rows]).to(learner.device)
 
 
 def _evaluation_batches(learner: Learner, nodes: Nodes, request: EvaluateRequest) -> list[TaskBatch]:

@@ -101,7 +101,8 @@ def read_history_bytes(content: bytes, catalogue: Catalogue, scale: RatingScale 
 def recommend(model: BertRecommender, profile: Profile, top_k: int) -> list[tuple[int, float]]:
     """Return the positions and scores of the ``top_k`` best items, best first, none of them from the history.
 
-    With an empty history the unadapted meta-initialization ranks the catalogue.
+    With an empty history the unadapted meta-initialization ranks the catalogue. A model that reads an order in time
+    takes the history's own, oldest item first.
     """
     positions = np.array([item.position for item in profile.items], dtype=np.int64)
     task = Task(
@@ -109,6 +110,7 @@ def recommend(model: BertRecommender, profile: Profile, top_k: int) -> list[tupl
         support_mask=np.ones(len(positions), dtype=bool),
         feedback=np.array([item.feedback for item in profile.items], dtype=np.int64),
         query=positions[:0],
+        recency=np.arange(len(positions), 0, -1),
     )
     scores = model(pad([task]), adapt=len(positions) > 0)[0]
     scores[torch.from_numpy(positions)] = NEVER

@@ -1,4 +1,4 @@
-"""The commands ``metarec data describe``, ``metarec data pack`` and ``metarec data download``.
+"""The commands ``metarec data describe``, ``pack``, ``download`` and ``graph``.
 
 What takes long to import is imported where it is used: ``metarec --help`` loads this module.
 """
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from metarec_shared.dataset import Dataset
 
-app = typer.Typer(help="Describe or pack a folder of data, or download a public data set.", no_args_is_help=True)
+app = typer.Typer(
+    help="Describe or pack a folder of data, download a public data set, or embed a graph of the items.",
+    no_args_is_help=True,
+)
 
 _BAR_WIDTH = 40
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -96,6 +99,30 @@ def download(
 
     folder = fetch(name.value, out)
     typer.echo(f"{folder}: ready; its README states the terms of use")
+
+
+@app.command()
+def graph(
+    edges: Annotated[
+        Path, typer.Argument(metavar="EDGES", help="Edge list: columns head, tail, weight.", show_default=False)
+    ],
+    directory: Directory,
+    out: Annotated[Path, typer.Option(metavar="FILE.npz", help="File that is made.", show_default=False)],
+    width: Annotated[int, typer.Option(min=1, help="Numbers a vector.")] = 32,
+) -> None:
+    """Embed a knowledge graph of the items, for --set data.item-vectors=FILE.npz; nodes need the same file."""
+    from metarec_shared.errors import DataError
+    from metarec_shared.graph_vectors import embed_graph
+    from metarec_shared.item_vectors import write_item_vectors
+    from metarec_shared.readers import read_catalogue
+    from metarec_shared.settings import DataSettings
+
+    if out.suffix != ".npz":
+        raise DataError(f"{out}: vectors of a graph are written to a file ending in .npz")
+    catalogue = read_catalogue(directory, DataSettings(path=str(directory)))
+    vectors = embed_graph(edges, catalogue, width)
+    write_item_vectors(out, vectors)
+    typer.echo(f"{out}: vectors of {len(vectors.item_ids):,} of {len(catalogue):,} items, {width} numbers each")
 
 
 def _print_summary(console: "Console", dataset: "Dataset") -> None:

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from metarec_shared.fused_inner_loop import Factors
 
@@ -71,7 +72,7 @@ def layer_squared_norms(use: Use, back: Tensor, released: AbstractSet[nn.Paramet
     given, back = _as_sequence(use.given, use.module), _as_sequence(back, None)
     total = back.new_zeros(len(back))
     match use.module:
-        case nn.Linear():
+        case nn.Linear() | Conv1D():  # GPT-2 keeps its weights transposed, which changes no norm
             if "weight" in wanted:
                 total = total + _outer_squared_norms(given, back)
         case nn.LayerNorm():

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metarec_shared.errors import SettingsError
+from metarec_shared.low_rank import add_adapters, is_frozen
 from metarec_shared.model import BertRecommender
 from metarec_shared.randomness import generator
 from metarec_shared.settings import Settings
@@ -24,7 +25,10 @@ def initial_model(settings: Settings, text: Float[Tensor, "items text"]) -> Bert
     seed = int(generator(settings.run.seed, "initial parameters").integers(2**63))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return BertRecommender(text, settings.model, settings.adaptation)
+        model = BertRecommender(text, settings.model, settings.adaptation)
+        if settings.federation.lora_rank:
+            add_adapters(model, settings.federation.lora_rank)
+        return model
 
 
 def released_names(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:
@@ -32,7 +36,8 @@ def released_names(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:
 
     Args:
         settings: ``federation.released`` is ``all``, or beginnings of names separated by commas. Under terms of
-            privacy ID vectors, which have a row an item, are not among them unless ``privacy.item-ids`` says so.
+            privacy ID vectors, which have a row an item, are not among them unless ``privacy.item-ids`` says so. With
+            ``federation.lora-rank`` the encoder's are not, but its adapters'.
         names: All parameters of the model.
 
     Raises:
@@ -41,6 +46,8 @@ def released_names(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:
     names, wanted = tuple(names), [part.strip() for part in settings.federation.released.split(",")]
     if settings.privacy.mode != "none" and not settings.privacy.item_ids:
         names = tuple(name for name in names if name != ITEM_IDS)
+    if settings.federation.lora_rank:
+        names = tuple(name for name in names if not is_frozen(name))
     if wanted == ["all"]:
         return names
     for beginning in wanted:

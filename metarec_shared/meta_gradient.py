@@ -10,6 +10,7 @@ time.
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -132,11 +133,12 @@ def cohort_meta_gradient(
 
 def separately_clipped_sum(
     model: BertRecommender,
-    users: Iterable[Callable[[], Batch]],
+    users: Iterable[Callable[[], tuple[Any, Tensor]]],
     id_mask: Bool[Tensor, " items"] | None = None,
     *,
     clip_norm: float,
     released: Sequence[str] | None = None,
+    gradient_of: Callable[[Any], MetaGradient] | None = None,
 ) -> MetaGradient:
     """Return the sum of clipped meta-gradients in a way that holds for any parameters, whoever chose them.
 
@@ -153,11 +155,12 @@ def separately_clipped_sum(
         id_mask: Items whose ID vector is on; None: all.
         clip_norm: Largest norm of a user's gradient over all released parameters.
         released: Names of the parameters to differentiate in; None: all.
+        gradient_of: Computes the gradient of one user, of another loss; None: the meta-gradient.
 
     Returns:
         Sums in double precision; losses and norms by user.
     """
-    gradient_of = _alone(model, id_mask, released)
+    gradient_of = gradient_of or _alone(model, id_mask, released)
     parameters = _Sums.of(model, released).parameters
     total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in parameters.items()}
     losses, norms = [], []

@@ -1,4 +1,4 @@
-"""The recommender: a small BERT reads a support set and writes a user vector; items are vectors of their public text.
+"""The recommender: a small transformer reads a support set and writes a user vector; items are vectors of their text.
 
     item vector   e_j = LayerNorm(W t_j + v_j)       t_j frozen text vector, v_j learned ID vector (optional)
     user vector   h   = V BERT([state], e_s + feedback_s for s in the support set)
@@ -6,22 +6,25 @@
 
 Feedback enters as BERT's token type. The state token is the only word of BERT's vocabulary, or one of two: what follows
 interactions in a row is not what a random half of a history says of the other, so each order has its own. There are no
-positions: a support set is a set. The model is deterministic; dropout factors come with the task.
+positions, a support set is a set, unless ``model.recency`` makes them ranks in time. With ``model.encoder = gpt2`` a
+GPT-2 reads the items in time order instead, each seeing only what came before it, and the user vector is made of its
+last output (``causal_encoder``). The model is deterministic; dropout factors come with the task.
 """
 
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, GPT2Model
 
 from metarec_shared.adaptation import Adaptation, ClosedForm, build_adaptation
+from metarec_shared.causal_encoder import build_causal_encoder, last_output, read_causally
 from metarec_shared.inner_loop import Items, scores
 from metarec_shared.settings import AdaptationSettings, ModelSettings
 from metarec_shared.task_regression import TaskRegression
 from metarec_shared.tasks import FEEDBACK_LEVELS, Order, TaskBatch
-from metarec_shared.user_encoder import read_support
+from metarec_shared.user_encoder import RECENCY_LEVELS, read_support
 
 
 class BertRecommender(nn.Module):
@@ -46,22 +49,14 @@ class BertRecommender(nn.Module):
         self.item_ids = nn.Parameter(torch.randn(items, width) * 0.02) if model.item_ids else None
         self.item_norm = nn.LayerNorm(width)
         self.item_bias = nn.Parameter(torch.zeros(items))
-        self.encoder = BertModel(
-            BertConfig(
-                vocab_size=2 if model.order_aware else 1,
-                pad_token_id=None,
-                type_vocab_size=1 + FEEDBACK_LEVELS if model.feedback else 1,
-                max_position_embeddings=1,
-                hidden_size=width,
-                num_hidden_layers=model.layers,
-                num_attention_heads=model.heads,
-                intermediate_size=model.intermediate,
-                hidden_dropout_prob=0.0,
-                attention_probs_dropout_prob=0.0,
-                attn_implementation="eager",  # type: ignore[call-arg]
-            ),
-            add_pooling_layer=False,
-        )
+        self.uses_recency = model.recency
+        self.has_adapters = False
+        levels = FEEDBACK_LEVELS if model.feedback else 0
+        self.encoder: BertModel | GPT2Model
+        if model.encoder == "gpt2":
+            self.encoder = build_causal_encoder(model, levels)
+        else:
+            self.encoder = _build_bert(model, levels)
         self.head = nn.Linear(width, width)
         self.adaptation: Adaptation = build_adaptation(adaptation, width)
         self.regressions: Mapping[Order, TaskRegression] = {}
@@ -93,10 +88,34 @@ class BertRecommender(nn.Module):
     ) -> Float[Tensor, "users width"]:
         """Read support sets whose item vectors have been looked up; ``joined`` as in ``read_support``."""
         inputs = rows if tasks.dropout is None else rows * tasks.dropout[:, :-1]
-        feedback = tasks.feedback if self.uses_feedback else torch.zeros_like(tasks.feedback)
-        state = tasks.in_time if self.order_aware else None
-        encoded = read_support(self.encoder, inputs, feedback, tasks.support_mask, state, joined=joined)
+        feedback = self.levels(tasks.feedback)
+        if isinstance(self.encoder, GPT2Model):
+            outputs = read_causally(self.encoder, inputs, feedback, tasks.support_mask, tasks.recency)
+            encoded = last_output(outputs, tasks.support_mask, tasks.recency)
+        else:
+            recency = self.ranks(tasks.recency, tasks.support)
+            encoded = read_support(
+                self.encoder,
+                inputs,
+                feedback,
+                tasks.support_mask,
+                recency,
+                state=tasks.in_time if self.order_aware else None,
+                joined=joined and not self.has_adapters,
+            )
         return encoded if tasks.dropout is None else encoded * tasks.dropout[:, -1]
+
+    def levels(self, feedback: Int[Tensor, "users support"]) -> Int[Tensor, "users support"]:
+        """Return feedback levels as the encoder reads them: all 0 where it reads none."""
+        return feedback if self.uses_feedback else torch.zeros_like(feedback)
+
+    def ranks(
+        self, recency: Int[Tensor, "users support"] | None, like: Int[Tensor, "users support"]
+    ) -> Int[Tensor, "users support"] | None:
+        """Return ranks in time as BERT reads them: None where it reads none, zeros where none are known."""
+        if not self.uses_recency:
+            return None
+        return torch.zeros_like(like) if recency is None else recency
 
     def items(self, E: Float[Tensor, "items width"]) -> Items:
         """Return what scores need of the catalogue."""
@@ -132,3 +151,21 @@ class BertRecommender(nn.Module):
         if adapt:
             return self.regressed(self.adaptation(self, tasks, E, id_mask), tasks)
         return scores(self.head(self.encode(tasks, E)), self.items(E))
+
+
+def _build_bert(model: ModelSettings, feedback_levels: int) -> BertModel:
+    """Return a BERT whose one word is the state token, with feedback levels as types and ranks in time as positions."""
+    config = BertConfig(
+        vocab_size=2 if model.order_aware else 1,
+        pad_token_id=None,
+        type_vocab_size=1 + feedback_levels,
+        max_position_embeddings=1 + RECENCY_LEVELS if model.recency else 1,
+        hidden_size=model.width,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        intermediate_size=model.intermediate,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        attn_implementation="eager",  # type: ignore[call-arg]
+    )
+    return BertModel(config, add_pooling_layer=False)

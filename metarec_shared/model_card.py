@@ -7,9 +7,9 @@ from typing import Any
 from metarec_shared.comparison import Comparison, compare, show
 
 NO_PRIVACY = (
-    "Ratings and times stay on their node, but raw item counts, raw moments of tasks and raw gradients leave the nodes, "
-    "neither clipped nor noised. There is no guarantee: counts and moments of a node with one user are that user's items "
-    "and much of their order, and gradients often tell which items a node's users touched."
+    "Ratings and times stay on their node, but raw item counts, raw moments of tasks and raw gradients leave the "
+    "nodes, neither clipped nor noised. There is no guarantee: counts and moments of a node with one user are that "
+    "user's items and much of their order, and gradients often tell which items a node's users touched."
 )
 
 _ORDERS = {"random": "random order", "time": "time order"}

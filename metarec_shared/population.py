@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from metarec_shared.augmentation import time_ranks
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import DataError
 from metarec_shared.interactions import Interactions
@@ -96,10 +97,13 @@ class Population:
         if order == "random":
             rng = generator(self.seed, "evaluation order", int(self.keys[user]), *([draw] if draw else []))
             rows = start + rng.permutation(stop - start)
+        chosen = rows[None, :support]
+        recency = time_ranks(chosen, np.ones(chosen.shape, dtype=bool))[0] if self.interactions.has_time else None
         return Task(
             support=self.interactions.items[rows[:support]].astype(np.int64),
             support_mask=np.ones(min(support, len(rows)), dtype=bool),
             feedback=feedback_levels(self.interactions.ratings[rows[:support]], scale),
             query=self.interactions.items[rows[support : support + query]].astype(np.int64),
             in_time=order == "time",
+            recency=recency,
         )

@@ -59,6 +59,10 @@ class DataSettings:
     hold_out_items: float = setting(
         0.0, "share of items hidden from training, for cold-item evaluation", low=0, high=0.9
     )
+    item_vectors: str = setting(
+        "",
+        "file of further item vectors by item id (.npz, .npy, .csv, .parquet), beside those of the text; empty: none",
+    )
     rating_low: float = setting(0.0, "lowest rating of the scale; equal to rating-high: as the layout says")
     rating_high: float = setting(0.0, "highest rating of the scale; equal to rating-low: as the layout says")
 
@@ -81,6 +85,9 @@ class TextSettings:
     revision: str = setting("", "revision of a hub model; empty: the pinned one for auto, else the newest")
     max_tokens: int = setting(64, "tokens of an item's text that are read", low=4, high=512)
     batch: int = setting(64, "texts encoded in one pass", low=1)
+    adapt_steps: int = setting(
+        0, "steps in which a pre-trained encoder goes on by masked language modelling on the items' texts", low=0
+    )
     builtin_width: int = setting(128, "width of the built-in BERT", low=8)
     builtin_layers: int = setting(2, "layers of the built-in BERT", low=1)
     builtin_vocabulary: int = setting(4000, "word pieces of the built-in tokenizer", low=100)
@@ -89,8 +96,11 @@ class TextSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
-    """The BERT recommender."""
+    """The recommender."""
 
+    encoder: Literal["bert", "gpt2"] = setting(
+        "bert", "what reads a support set: bert, as a set; gpt2, causally, oldest item first"
+    )
     width: int = setting(64, "width of item vectors, of the user encoder and of the user vector", low=4)
     layers: int = setting(2, "layers of the user encoder", low=1)
     heads: int = setting(2, "attention heads of the user encoder", low=1)
@@ -98,6 +108,7 @@ class ModelSettings:
     item_ids: bool = setting(True, "learn an ID vector an item beside its text")
     feedback: bool = setting(True, "add an embedding of the rating to each support item")
     order_aware: bool = setting(True, "read histories in time order with a state token of their own")
+    recency: bool = setting(False, "add an embedding of the rank in time to each support item that bert reads")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +128,11 @@ class TaskSettings:
     support_dropout: float = setting(0.15, "chance of a support item to be hidden from its task", low=0, high=0.95)
     feature_dropout: float = setting(0.2, "dropout on the user encoder's inputs and output", low=0, high=0.95)
     id_dropout: float = setting(0.2, "chance of an item's ID vector to be off for a round", low=0, high=0.95)
+    reorder: float = setting(
+        0.0, "share of tasks half of whose support set swaps its ranks in time; where the encoder reads them",
+        low=0, high=1,
+    )  # fmt: skip
+    substitute: float = setting(0.0, "chance of a support item to be replaced by one of similar text", low=0, high=0.95)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +160,30 @@ class RegressionSettings:
     penalty: float = setting(0.5, "of its squared weights, over the mean diagonal of the moments", low=1e-6)
     neighbours: int = setting(200, "weights kept of each support item", low=1)
     most_items: int = setting(8192, "items it is solved for at most, the most frequent ones", low=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainingSettings:
+    """What the first rounds train before meta-learning: the same model, by another loss of every user's history."""
+
+    objective: Literal["none", "masked-item", "autoregressive", "contrastive"] = setting(
+        "none", "loss of pre-training; autoregressive needs model.encoder = gpt2, masked-item bert"
+    )
+    rounds: int = setting(0, "rounds of pre-training, the first of federation.rounds", low=0)
+    length: int = setting(30, "items of a history that are read in a round, a stretch of it in time", low=2, high=60)
+    masked: float = setting(0.3, "masked-item: chance of an item to be masked", low=0.01, high=0.99)
+    crop: float = setting(0.6, "contrastive: share of the history that each of the two crops keeps", low=0.05, high=1)
+    temperature: float = setting(0.5, "contrastive: what cosine similarities are divided by", low=0.01)
+    negatives: int = setting(
+        256, "contrastive: histories drawn from the catalogue that a user's must differ from", low=1
+    )
+    coherence: float = setting(
+        5.0, "contrastive: how much more such a history holds items of similar text; 0: popularity alone", low=0
+    )
+
+    def trains(self, round_number: int) -> bool:
+        """Return whether a round, counted from 1, is one of pre-training."""
+        return self.objective != "none" and round_number <= self.rounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +216,11 @@ class FederationSettings:
     min_nodes: int = setting(1, "nodes that must be connected, and answer, for a round to count", low=1)
     released: str = setting(
         "all", "parameters that are trained, whose gradients leave the nodes: all, or beginnings of names, by commas"
+    )
+    lora_rank: int = setting(
+        0,
+        "rank of the updates that are trained in place of the encoder, from a warm start; 0: the encoder itself",
+        low=0,
     )
     clip_norm: float = setting(0.0, "largest norm of one user's meta-gradient; 0: nobody is clipped", low=0)
     max_failures: float = setting(0.5, "share of sampled nodes that may fail before the run stops", low=0, high=1)
@@ -252,6 +297,7 @@ class Settings:
     tasks: TaskSettings = field(default_factory=TaskSettings)
     adaptation: AdaptationSettings = field(default_factory=AdaptationSettings)
     regression: RegressionSettings = field(default_factory=RegressionSettings)
+    pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
     outer: OuterSettings = field(default_factory=OuterSettings)
     federation: FederationSettings = field(default_factory=FederationSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
@@ -419,10 +465,53 @@ def _check_together(settings: Settings, source: str) -> None:
         raise SettingsError(f"{source}: federation.clip-norm needs run.precision = float32: norms are a promise")
     if adaptation.candidates and settings.federation.clip_norm:
         raise SettingsError(f"{source}: give either adaptation.candidates or federation.clip-norm")
+    _check_encoder(settings, source)
+    _check_pretraining(settings, source)
+    _check_low_rank(settings, source)
     if data.rating_high < data.rating_low:
         raise SettingsError(
             f"{source}: data.rating-high must not be below data.rating-low ({data.rating_low}), got {data.rating_high}"
         )
+
+
+def _check_encoder(settings: Settings, source: str) -> None:
+    """Refuse what only one of the encoders can do of the other."""
+    encoder, objective = settings.model.encoder, settings.pretraining.objective
+    wanted = {"masked-item": "bert", "autoregressive": "gpt2"}.get(objective, encoder)
+    if encoder != wanted:
+        raise SettingsError(
+            f"{source}: pretraining.objective = {objective} needs model.encoder = {wanted}, got {encoder}"
+        )
+    if encoder == "gpt2" and settings.model.recency:
+        raise SettingsError(f"{source}: model.recency is for model.encoder = bert; gpt2 reads in time order anyway")
+    if encoder == "gpt2" and settings.adaptation.parameters == "lora":
+        raise SettingsError(f"{source}: adaptation.parameters = lora needs model.encoder = bert, got gpt2")
+    if objective != "none" and settings.run.precision != "float32":
+        raise SettingsError(f"{source}: pretraining.objective needs run.precision = float32")
+
+
+def _check_low_rank(settings: Settings, source: str) -> None:
+    """Refuse low-rank updates of what nobody trained, and of what every user has a copy of."""
+    if not settings.federation.lora_rank:
+        return
+    if not settings.run.init:
+        raise SettingsError(f"{source}: federation.lora-rank needs run.init: it fine-tunes an encoder that was trained")
+    if settings.adaptation.parameters not in ("user-vector", "head"):
+        raise SettingsError(
+            f"{source}: federation.lora-rank needs adaptation.parameters = user-vector or head, got "
+            f"{settings.adaptation.parameters}"
+        )
+
+
+def _check_pretraining(settings: Settings, source: str) -> None:
+    """Refuse an objective without rounds, rounds without an objective, and more of them than there are."""
+    objective, rounds, most = settings.pretraining.objective, settings.pretraining.rounds, settings.federation.rounds
+    if (objective == "none") != (rounds == 0):
+        raise SettingsError(
+            f"{source}: give both pretraining.objective and pretraining.rounds, got {objective} and {rounds}"
+        )
+    if rounds > most:
+        raise SettingsError(f"{source}: pretraining.rounds are the first of federation.rounds, got {rounds} of {most}")
 
 
 def _kebab(name: str) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from metarec_shared.catalogue import Catalogue, TrainingItems
 from metarec_shared.dataset import Dataset
 from metarec_shared.generator import generate_catalogue, generate_dataset
+from metarec_shared.item_vectors import with_item_vectors
 from metarec_shared.readers import read_catalogue, read_dataset
 from metarec_shared.settings import DataSettings, GeneratorSettings, Settings
 from metarec_shared.split import held_out_items
@@ -48,8 +49,27 @@ def load_item_features(settings: Settings, *, progress: bool = False) -> ItemFea
         MetaRecError: The catalogue or the text encoder cannot be used.
     """
     items = training_items(settings, load_catalogue(settings))
-    features = text_features(items.catalogue, settings.text, seed=settings.run.seed, progress=progress)
-    return ItemFeatures(items=items, features=features)
+    return ItemFeatures(items=items, features=catalogue_features(items.catalogue, settings, progress=progress))
+
+
+def catalogue_features(
+    catalogue: Catalogue, settings: Settings, *, corpus: Catalogue | None = None, progress: bool = False
+) -> TextFeatures:
+    """Return the vectors of a catalogue's items: their text's, and behind those the ones of ``data.item-vectors``.
+
+    Args:
+        catalogue: The items.
+        settings: Which encoder, which file.
+        corpus: As in ``text_features``.
+        progress: Whether to show a progress bar where it takes long.
+
+    Raises:
+        MetaRecError: The text encoder or the file cannot be used.
+    """
+    features = text_features(catalogue, settings.text, corpus=corpus, seed=settings.run.seed, progress=progress)
+    if not settings.data.item_vectors:
+        return features
+    return with_item_vectors(features, catalogue, Path(settings.data.item_vectors))
 
 
 def load_dataset(settings: Settings) -> Dataset:

@@ -4,7 +4,7 @@ A batch of tasks is padded to common lengths and carries masks; what is padded n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarec_shared.augmentation import coins, reordered, substitutes, time_ranks
 from metarec_shared.dataset import RatingScale
 from metarec_shared.interactions import Interactions
 from metarec_shared.randomness import coin_table, uniform_table
@@ -42,6 +43,7 @@ class TaskBatch:
             position), None outside meta-training. They are drawn with the task, so that the model itself is a
             deterministic function and a user's meta-gradient does not depend on who else is in the batch.
         in_time: Whose support and query sets are in a row in time; None: nobody's.
+        recency: Rank of each support item in time, 1 for the newest, 0 where it is not known; None: of no item.
     """
 
     support: Int[Tensor, "users support"]
@@ -52,6 +54,7 @@ class TaskBatch:
     known: Int[Tensor, "users support"]
     dropout: Float[Tensor, "users positions width"] | None = None
     in_time: Bool[Tensor, " users"] | None = None
+    recency: Int[Tensor, "users support"] | None = None
 
     def __len__(self) -> int:
         return len(self.support)
@@ -82,7 +85,7 @@ class TaskBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One user's episode before padding: arrays of catalogue positions and feedback levels."""
+    """One user's episode before padding: arrays of catalogue positions, feedback levels and ranks in time."""
 
     support: NDArray[np.int64]
     support_mask: NDArray[np.bool_]
@@ -90,6 +93,7 @@ class Task:
     query: NDArray[np.int64]
     dropout: NDArray[np.float32] | None = None
     in_time: bool = False
+    recency: NDArray[np.int64] | None = None
 
 
 def feedback_levels(ratings: NDArray[np.float32], scale: RatingScale | None) -> NDArray[np.int64]:
@@ -137,10 +141,10 @@ def draw_training_tasks(
     order = _shuffled(lengths, draws[:, 2 : 2 + limit + settings.query])
     in_time = np.zeros(len(users), dtype=np.bool_)
     if interactions.has_time and settings.time_share:
-        coins = uniform_table(keys, 2, seed, "time order", round_number)
-        in_time = coins[:, 0] < settings.time_share
+        draw = uniform_table(keys, 2, seed, "time order", round_number)
+        in_time = draw[:, 0] < settings.time_share
         query_sizes = np.where(in_time, np.minimum(query_sizes, settings.time_query), query_sizes)
-        begin = (coins[:, 1] * (lengths - sizes - query_sizes + 1)).astype(np.int64)
+        begin = (draw[:, 1] * (lengths - sizes - query_sizes + 1)).astype(np.int64)
         in_a_row = np.minimum(begin[:, None] + np.arange(order.shape[1]), lengths[:, None] - 1)
         order = np.where(in_time[:, None], in_a_row, order)
     rows = interactions.offsets[users][:, None] + order
@@ -151,6 +155,9 @@ def draw_training_tasks(
     support = interactions.items[support_rows].astype(np.int64)
     levels = feedback_levels(interactions.ratings[support_rows], scale)
     heard = draws[:, 2 + limit + settings.query :][:, : real.shape[1]] >= settings.support_dropout
+    recency = time_ranks(support_rows, real) if interactions.has_time else None
+    if recency is not None and settings.reorder:
+        recency = reordered(recency, sizes, coins(keys, settings.reorder, "reorder", address, limit))
     return TaskBatch(
         support=torch.from_numpy(np.where(real, support, 0)),
         support_mask=torch.from_numpy(real & heard),
@@ -160,7 +167,30 @@ def draw_training_tasks(
         known=torch.from_numpy(np.where(real, support, -1)),
         dropout=_dropout_factors(keys, real, settings, width, address),
         in_time=torch.from_numpy(in_time),
+        recency=None if recency is None else torch.from_numpy(recency),
     )
+
+
+def with_substitutes(
+    tasks: TaskBatch,
+    neighbours: Int[Tensor, "items count"],
+    keys: NDArray[np.uint64],
+    chance: float,
+    address: tuple[int, int],
+) -> TaskBatch:
+    """Return tasks in whose support sets some items are replaced by ones of similar text; what is known stays known.
+
+    Args:
+        tasks: Of meta-training.
+        neighbours: As ``augmentation.text_neighbours`` returns them.
+        keys: The users' random keys, [users].
+        chance: Of an item to be replaced.
+        address: The run's seed, and the round.
+    """
+    seed, round_number = address
+    draws = torch.from_numpy(uniform_table(keys, 2 * tasks.support.shape[1], seed, "substitute", round_number))
+    taken = torch.cat([tasks.known, tasks.query.masked_fill(~tasks.query_mask, -1)], dim=1)
+    return replace(tasks, support=substitutes(tasks.support, taken, neighbours, draws.to(neighbours.device), chance))
 
 
 def _shuffled(lengths: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -216,6 +246,7 @@ def pad(tasks: Sequence[Task]) -> TaskBatch:
         known=_stack([task.support for task in tasks], support_lengths, -1),
         dropout=_stack_dropout(tasks, max(support_lengths)),
         in_time=torch.tensor([task.in_time for task in tasks]),
+        recency=_stack_recency(tasks, support_lengths),
     )
 
 
@@ -224,6 +255,16 @@ def _stack(rows: Sequence[NDArray[np.generic]], lengths: Sequence[int], padding:
     for position, row in enumerate(rows):
         padded[position, : len(row)] = row
     return torch.from_numpy(padded)
+
+
+def _stack_recency(tasks: Sequence[Task], lengths: Sequence[int]) -> Tensor | None:
+    """Stack ranks in time; a task without them has 0, for not known."""
+    if all(task.recency is None for task in tasks):
+        return None
+    rows = [
+        np.zeros(n, np.int64) if task.recency is None else task.recency for task, n in zip(tasks, lengths, strict=True)
+    ]
+    return _stack(rows, lengths, 0)
 
 
 def _stack_dropout(tasks: Sequence[Task], longest: int) -> Tensor | None:

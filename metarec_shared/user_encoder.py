@@ -2,6 +2,8 @@
 
 Nobody looks at what the last layer writes at the support items, so there only the state token asks: keys and values
 come from all tokens, the rest of the layer runs on one. The result is ``BertModel``'s own to rounding.
+
+``read_tokens`` returns what BERT writes at every token, for pre-training, where other tokens than the state token ask.
 """
 
 import torch
@@ -15,13 +17,18 @@ HIDDEN = -1e4
 """Additive attention mask of padding: its softmax weight is exactly 0 in float32."""
 
 
+RECENCY_LEVELS = 20
+"""Ranks in time that are told apart; older items share the last. Level 0 means that the rank is not known."""
+
+
 def read_support(
     encoder: BertModel,
     inputs: Float[Tensor, "users support width"],
     feedback: Int[Tensor, "users support"],
     visible: Bool[Tensor, "users support"],
-    state: Bool[Tensor, " users"] | None = None,
+    recency: Int[Tensor, "users support"] | None = None,
     *,
+    state: Bool[Tensor, " users"] | None = None,
     joined: bool = False,
 ) -> Float[Tensor, "users width"]:
     """Return BERT's output at the state token, which stands before the support items.
@@ -31,25 +38,71 @@ def read_support(
         inputs: Vectors of the support items.
         feedback: Their feedback levels.
         visible: Which of them may be read.
+        recency: Their ranks in time, BERT's positions, for an encoder that has them; None: the support set is a set.
         state: Who has the second state token; None: nobody.
         joined: Whether a layer's projections may be joined in one product and its attention be one kernel: faster, and
             the same to rounding, but single layers cannot be watched and it can be differentiated only once.
     """
-    zeros = feedback.new_zeros(len(inputs), 1)
-    words = zeros if state is None else state.long()[:, None]
-    hidden = encoder.embeddings(
-        inputs_embeds=torch.cat([encoder.embeddings.word_embeddings(words), inputs], dim=1),
-        token_type_ids=torch.cat([zeros, feedback], dim=1),
-        position_ids=zeros,
-    )
-    shown = torch.cat([torch.ones_like(zeros, dtype=torch.bool), visible], dim=1)
-    mask = torch.where(shown, 0.0, HIDDEN).to(hidden.dtype)[:, None, None, :]
+    hidden = _embedded(encoder, inputs, feedback, recency, state)
+    mask = _mask(visible, hidden.dtype)
     attend = _attend_joined if joined else _attend
     *layers, last = encoder.encoder.layer
     for layer in layers:
         hidden = _after_attention(layer, attend(layer, hidden, hidden, mask), hidden)
     asking = hidden[:, :1]
     return _after_attention(last, attend(last, asking, hidden, mask), asking)[:, 0]
+
+
+def read_tokens(
+    encoder: BertModel,
+    inputs: Float[Tensor, "users items width"],
+    feedback: Int[Tensor, "users items"],
+    visible: Bool[Tensor, "users items"],
+    masked: Bool[Tensor, "users items"],
+    recency: Int[Tensor, "users items"] | None = None,
+) -> Float[Tensor, "users tokens width"]:
+    """Return BERT's output at every token, the state token first, where some items are masked.
+
+    A masked item's vector is the state token's, which is BERT4Rec's [mask]: both ask what belongs there. Its
+    feedback is hidden, its rank in time is not.
+
+    Args:
+        encoder: As in ``read_support``.
+        inputs: Vectors of the items.
+        feedback: Their feedback levels.
+        visible: Which are no padding.
+        masked: Which are masked.
+        recency: As in ``read_support``.
+    """
+    state = encoder.embeddings.word_embeddings.weight[0]
+    hidden = _embedded(
+        encoder, torch.where(masked[:, :, None], state, inputs), feedback.masked_fill(masked, 0), recency
+    )
+    mask = _mask(visible, hidden.dtype)
+    for layer in encoder.encoder.layer:
+        hidden = _after_attention(layer, _attend(layer, hidden, hidden, mask), hidden)
+    return hidden
+
+
+def _embedded(
+    encoder: BertModel, inputs: Tensor, feedback: Tensor, recency: Tensor | None, state: Tensor | None = None
+) -> Tensor:
+    """Return the tokens as the first layer reads them, the state token first."""
+    zeros = feedback.new_zeros(len(inputs), 1)
+    words = zeros if state is None else state.long()[:, None]
+    levels = None if recency is None else recency.clamp(max=RECENCY_LEVELS)
+    hidden: Tensor = encoder.embeddings(
+        inputs_embeds=torch.cat([encoder.embeddings.word_embeddings(words), inputs], dim=1),
+        token_type_ids=torch.cat([zeros, feedback], dim=1),
+        position_ids=zeros if levels is None else torch.cat([zeros, levels], dim=1),
+    )
+    return hidden
+
+
+def _mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the additive mask of the tokens that may be read, of which the state token is one."""
+    shown = torch.cat([visible.new_ones(len(visible), 1), visible], dim=1)
+    return torch.where(shown, 0.0, HIDDEN).to(dtype)[:, None, None, :]
 
 
 def _attend(layer: nn.Module, asking: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:

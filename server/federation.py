@@ -23,6 +23,7 @@ from metarec_shared.errors import CheckpointError, FederationError, WireError
 from metarec_shared.exchange import Enrollment, EnrollmentRequest, Parameters
 from metarec_shared.files import write_json, write_text
 from metarec_shared.initialization import ITEM_BIAS, initial_model, released_names
+from metarec_shared.low_rank import adapted, merged
 from metarec_shared.privacy.terms import META_UPDATE, POPULARITY, participations
 from metarec_shared.settings import Settings
 from metarec_shared.sources import ItemFeatures, load_item_features
@@ -181,6 +182,8 @@ def initial_parameters(settings: Settings, public: ItemFeatures, roster: Roster)
     """
     if settings.run.init:
         parameters = warm_parameters(settings, public)
+        if settings.federation.lora_rank:
+            parameters = adapted(parameters, initial_model(settings, public.text))
     else:
         model = initial_model(settings, public.text)
         parameters = {name: value.detach() for name, value in model.named_parameters()}
@@ -279,7 +282,7 @@ class RunKeeper:
     def _save_checkpoint(self, number: int, value: float | None) -> None:
         save_checkpoint(
             Checkpoint(
-                parameters=self.untrained | self.optimizer.average,
+                parameters=merged(self.untrained | self.optimizer.average),
                 settings=self.settings,
                 items=self.public.items,
                 text=self.public.features.vectors,

@@ -14,10 +14,9 @@ from metarec_shared.errors import DataError, MetaRecError
 from metarec_shared.evaluation import model_scorer
 from metarec_shared.population import Population
 from metarec_shared.settings import Settings
-from metarec_shared.sources import load_dataset, load_training_dataset
+from metarec_shared.sources import catalogue_features, load_dataset, load_training_dataset
 from metarec_shared.split import Role
 from metarec_shared.tasks import Order
-from metarec_shared.text import text_features
 from simulations.protocols import (
     Cell,
     Methods,
@@ -160,10 +159,9 @@ def _other_data(checkpoint: Checkpoint, settings: Settings) -> _Subject:
     dataset = load_dataset(replace(settings, data=replace(settings.data, hold_out_items=0.0)))
     items = len(dataset.catalogue)
     here, there = dataset.catalogue.shared_with(checkpoint.items.known)
-    text = replace(settings.text, encoder="builtin") if checkpoint.text_encoder == "builtin" else settings.text
-    features = text_features(
-        dataset.catalogue, text, corpus=checkpoint.items.catalogue, seed=settings.run.seed, progress=True
-    )
+    if checkpoint.text_encoder.partition("+")[0] == "builtin":
+        settings = replace(settings, text=replace(settings.text, encoder="builtin"))
+    features = catalogue_features(dataset.catalogue, settings, corpus=checkpoint.items.catalogue, progress=True)
     _check_encoder(checkpoint, features.encoder, features.vectors, here, there)
     model = checkpoint.transferred(features.vectors, here, there)
     everyone = Population.of(dataset.interactions, dataset.rating_scale, settings.run.seed)

@@ -54,12 +54,7 @@ def simulate(settings: Settings, engine: str, say: Say, *, baselines: bool = Tru
         MetaRecError: The data, the settings or the nodes do not allow the run.
     """
     folder = Path(settings.run.out)
-    dataset = load_dataset(settings)
-    for problem in dataset.problems:
-        say(f"warning: {problem}")
-    _check_data(folder, dataset, resume=settings.run.resume)
-    say(f"meta-training on {_sizes(dataset)}")
-    ENGINES[engine](settings)
+    dataset = train(settings, engine, say)
     ablation = None
     if baselines and settings.adaptation.steps and settings.privacy.mode == "none":
         say("training the same model without an inner loop (not_adapted)")
@@ -72,6 +67,30 @@ def simulate(settings: Settings, engine: str, say: Say, *, baselines: bool = Tru
     write_text(folder / "README.md", model_card(result, json.loads(settings.to_json())))
     write_report(folder, sample_recommendations(settings, checkpoint))
     return result
+
+
+def train(settings: Settings, engine: str, say: Say) -> Dataset:
+    """Run the rounds of a simulation, pre-training and meta-learning as the settings say, and return its data.
+
+    Args:
+        settings: The run's settings, ``run.out`` set.
+        engine: Name of an engine in ``ENGINES``.
+        say: Told, in a line each, what happens next.
+
+    Raises:
+        MetaRecError: The data, the settings or the nodes do not allow the run.
+    """
+    dataset = load_dataset(settings)
+    for problem in dataset.problems:
+        say(f"warning: {problem}")
+    _check_data(Path(settings.run.out), dataset, resume=settings.run.resume)
+    pretraining = settings.pretraining
+    if pretraining.rounds:
+        say(f"pre-training ({pretraining.objective}, {pretraining.rounds} rounds) on {_sizes(dataset)}")
+    if pretraining.rounds < settings.federation.rounds:
+        say(f"meta-training on {_sizes(dataset)}")
+    ENGINES[engine](settings)
+    return dataset
 
 
 def evaluate_run(

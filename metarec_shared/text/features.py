@@ -30,7 +30,8 @@ class TextFeatures:
 
     Attributes:
         vectors: One vector an item, of length 1, float32.
-        encoder: Which encoder made them: ``"name@revision"`` of a hub model, ``"directory:name"`` or ``"builtin"``.
+        encoder: Which encoder made them: ``"name@revision"`` of a hub model, ``"directory:name"`` or ``"builtin"``;
+            behind it what it was trained on further, and the file whose vectors stand beside the text's.
         fingerprint: Hash of what went in: the catalogue, the encoder and the settings that matter. Equal fingerprints
             mean equal vectors up to rounding, which differs between processors.
     """
@@ -82,9 +83,12 @@ def _features(
         elif source.kind == "random":
             vectors = random_vectors(catalogue, settings.builtin_width)
         else:
-            vectors = pretrained.encode(catalogue.texts, source, settings, progress=progress)
+            vectors = pretrained.encode(catalogue.texts, source, settings, corpus=corpus.texts, progress=progress)
         cache.write_vectors(fingerprint, vectors, encoder=source.label)
-    return TextFeatures(vectors=vectors, encoder=source.label, fingerprint=fingerprint)
+    label = source.label
+    if source.kind != "builtin" and settings.adapt_steps:
+        label += f"+mlm:{settings.adapt_steps}:{corpus.fingerprint[:12]}"
+    return TextFeatures(vectors=vectors, encoder=label, fingerprint=fingerprint)
 
 
 def random_vectors(catalogue: Catalogue, width: int) -> Float[Tensor, "items width"]:
@@ -107,5 +111,7 @@ def _fingerprint(catalogue: Catalogue, settings: TextSettings, source: Source, c
         parts += [settings.builtin_vocabulary, settings.builtin_steps]
     if source.kind == "random":
         parts += [settings.builtin_width]
+    elif settings.adapt_steps:
+        parts += ["adapted", settings.adapt_steps, corpus.fingerprint]
     label = "\x1f".join(str(part) for part in parts)
     return hashlib.blake2b(label.encode(), digest_size=16).hexdigest()

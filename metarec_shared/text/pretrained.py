@@ -22,9 +22,21 @@ from metarec_shared.text.sources import Source, hub_commit
 
 
 def encode(
-    texts: Sequence[str], source: Source, settings: TextSettings, *, progress: bool = False
+    texts: Sequence[str],
+    source: Source,
+    settings: TextSettings,
+    *,
+    corpus: Sequence[str] | None = None,
+    progress: bool = False,
 ) -> Float[Tensor, "texts width"]:
     """Return the mean of the last layer over each text's tokens, scaled to length 1.
+
+    Args:
+        texts: What to encode.
+        source: The encoder.
+        settings: How it reads, and whether it goes on training first (``masked_language``).
+        corpus: What it goes on training on; None: ``texts``.
+        progress: Whether to show progress bars.
 
     Raises:
         SettingsError: The encoder cannot be loaded.
@@ -32,6 +44,11 @@ def encode(
     tokenizer, model = load(source)
     limit = min(settings.max_tokens, tokenizer.model_max_length, _positions(model))
     tokens = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
+    if settings.adapt_steps:
+        from metarec_shared.text.masked_language import trained_on
+
+        read = tokens if corpus is None else tokenizer(list(corpus), truncation=True, max_length=limit)["input_ids"]
+        model = trained_on(read, tokenizer, source, settings.adapt_steps, progress=progress)
 
     def pool(ids: Int[Tensor, "texts tokens"], mask: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts width"]:
         return mean_pooled(model(input_ids=ids, attention_mask=mask).last_hidden_state, mask.float())
@@ -69,7 +86,7 @@ def load(source: Source) -> tuple[Any, Any]:
 
 def _load(location: str, source: Source, revision: str | None, *, local: bool) -> tuple[Any, Any]:
     options = {"revision": revision, "local_files_only": local, "trust_remote_code": False}
-    with _quiet():
+    with quiet():
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
         model, report = AutoModel.from_pretrained(location, **options, dtype=torch.float32, output_loading_info=True)
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
@@ -87,7 +104,7 @@ def _positions(model: Any) -> int:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers from drawing bars and listing heads that encoding does not need."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
