@@ -62,10 +62,11 @@ CHOICES: dict[str, Choice] = {
     ),
     "head, step sizes, feedback": Choice(lever="released", values={"federation.released": _SMALL}),
     "adapts the head": Choice(lever="adapted", values={"adaptation.parameters": "head"}),
-    "adapts LoRA": Choice(lever="adapted", values={"adaptation.parameters": "lora"}),
-    "adapts LoRA, releases LoRA and head": Choice(
-        lever="adapted", values={"adaptation.parameters": "lora", "federation.released": _SMALL}
+    "LoRA in place of the encoder": Choice(lever="released", values={"federation.lora-rank": 4}),
+    "LoRA, head, step sizes": Choice(
+        lever="released", values={"federation.lora-rank": 4, "federation.released": "encoder.encoder,head,adaptation"}
     ),
+    "adapts LoRA": Choice(lever="adapted", values={"adaptation.parameters": "lora"}),
     "sampling rate 0.025": Choice(lever="cohort", values={"privacy.sampling-rate": 0.025}),
     "sampling rate 0.05": Choice(lever="cohort", values={"privacy.sampling-rate": 0.05}),
     "sampling rate 0.2": Choice(lever="cohort", values={"privacy.sampling-rate": 0.2}),
@@ -157,7 +158,8 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
     """Change one choice of the private recipe at a time, and say what it buys."""
-    names = [name.strip() for name in only.split(";") if name.strip()] or list(CHOICES)
+    names = [name.strip() for name in only.split(";") if name.strip()]
+    names = names or [name for name, choice in CHOICES.items() if public or "federation.lora-rank" not in choice.values]
     if unknown := sorted(set(names) - set(CHOICES)):
         raise SettingsError(f"--only: no choice {unknown}; there are {'; '.join(CHOICES)}")
     numbers = [int(part) for part in seeds.split(",")]
