@@ -81,7 +81,7 @@ def run_federation(grid: Grid, settings: Settings) -> None:
     if done < settings.federation.rounds and not keeper.exhausted:
         strategy = FedMAML(settings, roster, optimizer, public.fingerprint, sent)
         _meta_train(grid, settings, strategy, keeper, done)
-    add_task_regressions(grid, settings, roster, folder, public.fingerprint)
+    add_task_regressions(grid, settings, roster, folder, public)
     keeper.finish()
 
 

@@ -17,8 +17,10 @@ from metarec_shared import wire
 from metarec_shared.broadcast import Broadcast, Kind, NodeIds
 from metarec_shared.checkpoint import load_checkpoint, save_checkpoint
 from metarec_shared.exchange import EvaluateRequest, Evaluation, Moments, MomentsRequest, Parameters, blended
-from metarec_shared.initialization import travelling_names
+from metarec_shared.initialization import initial_model, travelling_names
+from metarec_shared.low_rank import adapted
 from metarec_shared.settings import Settings
+from metarec_shared.sources import ItemFeatures
 from metarec_shared.split import Role
 from metarec_shared.task_regression import TaskMoments, TaskRegression, fit_task_regression
 from metarec_shared.tasks import Order
@@ -31,7 +33,7 @@ BLENDS = (0.0, *(float(2**power) for power in range(11)))
 logger = logging.getLogger(__name__)
 
 
-def add_task_regressions(grid: Grid, settings: Settings, roster: Roster, folder: Path, catalogue: str) -> None:
+def add_task_regressions(grid: Grid, settings: Settings, roster: Roster, folder: Path, public: ItemFeatures) -> None:
     """Fit a task regression for every order of histories, and keep those that help in the checkpoint in ``folder``.
 
     Nothing is done where the settings switch it off, where the model does not adapt, where nodes guard their users
@@ -42,7 +44,7 @@ def add_task_regressions(grid: Grid, settings: Settings, roster: Roster, folder:
         settings: The run's settings.
         roster: The federation's nodes.
         folder: Of the run, meta-training finished.
-        catalogue: Fingerprint of the items.
+        public: The run's items.
 
     Raises:
         FederationError: Too many nodes failed, or too few answered.
@@ -53,7 +55,10 @@ def add_task_regressions(grid: Grid, settings: Settings, roster: Roster, folder:
     checkpoint = load_checkpoint(folder)
     if checkpoint.regressions:
         return
-    fitter = _Fitter(grid, settings, roster, catalogue, checkpoint.parameters)
+    parameters = checkpoint.parameters
+    if settings.federation.lora_rank:  # merged already: adapters as they are drawn, at zero, stand beside them
+        parameters = adapted(parameters, initial_model(settings, public.text))
+    fitter = _Fitter(grid, settings, roster, public.fingerprint, parameters)
     orders: tuple[Order, ...] = ("random", "time")
     found = {order: regression for order in orders if (regression := fitter.fitted(order)) is not None}
     if found:

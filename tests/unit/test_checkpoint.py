@@ -1,6 +1,7 @@
 """A checkpoint survives the trip to disk, and a damaged one is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,19 @@ import pytest
 import torch
 
 from metarec_shared.catalogue import Catalogue, TrainingItems
-from metarec_shared.checkpoint import MODEL_FILE, Checkpoint, load_checkpoint, save_checkpoint
+from metarec_shared.checkpoint import (
+    MODEL_FILE,
+    Checkpoint,
+    load_checkpoint,
+    load_tensors,
+    save_checkpoint,
+    save_tensors,
+)
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import CheckpointError
 from metarec_shared.files import write_atomically
-from metarec_shared.settings import Settings
+from metarec_shared.model import BertRecommender
+from metarec_shared.settings import AdaptationSettings, Settings
 from metarec_shared.tasks import TaskBatch
 from tests.small import ITEMS, SMALL_MODEL, TEXT, small_model, small_tasks
 
@@ -109,3 +118,24 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_checkpoint_of_format_1_is_read_as_what_it_was(tmp_path: Path) -> None:
+    plain = replace(SMALL_MODEL, order_aware=False)
+    with torch.random.fork_rng():
+        model = BertRecommender(torch.randn(ITEMS, TEXT), plain, AdaptationSettings())
+    now = replace(
+        a_checkpoint(),
+        parameters={name: value.detach() for name, value in model.named_parameters()},
+        settings=replace(a_checkpoint().settings, model=plain),
+    )
+    save_checkpoint(now, tmp_path)
+    tensors, description = load_tensors(tmp_path / MODEL_FILE)
+    description["format"] = 1
+    del description["regressions"], description["settings"]["model"]["order-aware"]
+    del description["settings"]["tasks"]["time-share"], description["settings"]["regression"]
+    save_tensors(tmp_path / MODEL_FILE, tensors, description)
+    before = load_checkpoint(tmp_path)
+    assert not before.settings.model.order_aware
+    assert before.settings.tasks.time_share == 0.0
+    torch.testing.assert_close(before.model()(tasks()), now.model()(tasks()))
