@@ -37,7 +37,9 @@ _PROFILE = (1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3)
 
 def base_settings(data: str, encoder: str, users: int, items: int, seed: int) -> Settings:
     """Return the settings that all attacked runs share."""
+    same_model = {key: value for key, value in PRIVATE_DEFAULTS.items() if key.startswith(("model.", "tasks."))}
     values = {
+        **same_model,
         "data.path": data,
         "generator.users": users,
         "generator.items": items,
