@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_matrix
+from threadpoolctl import threadpool_limits
 
 from metarec_shared.inner_loop import Items, query_loss
 from metarec_shared.interactions import Interactions, starts
@@ -79,6 +80,7 @@ def test_ials_folds_users_in_by_a_dense_solve(matrix):
 
 def test_ials_is_the_library_implicits(matrix):
     als = pytest.importorskip("implicit.cpu.als", reason="pip install implicit")
+    limits = threadpool_limits(1, "blas")  # implicit has threads of its own
     theirs = als.AlternatingLeastSquares(
         factors=FACTORS, regularization=0.7, alpha=4.0, iterations=4, use_cg=False, num_threads=1, dtype=np.float64
     )
@@ -96,6 +98,7 @@ def test_ials_is_the_library_implicits(matrix):
         theirs.recalculate_user(0, cold)[None].reshape(1, -1),
         atol=2e-5,
     )
+    limits.restore_original_limits()
 
 
 def test_ials_lowers_its_objective_with_every_iteration(matrix):
