@@ -7,6 +7,8 @@ from simulations.evaluation.protocol import EvaluationProtocol
 
 PROTOCOLS = {
     "cold-user": "simulations.evaluation.cold_user:ColdUser",
+    "rating-quadrants": "simulations.evaluation.rating_quadrants:RatingQuadrants",
+    "labelled-ranking": "simulations.evaluation.labelled_ranking:LabelledRanking",
 }
 
 
