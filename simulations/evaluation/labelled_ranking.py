@@ -45,8 +45,8 @@ class LabelledRanking(EvaluationProtocol):
     name = "labelled-ranking"
     about = (
         "Users with 13 to 100 ratings, 8:1:1 for training, tuning and test. Of a test user's ratings 10 random ones "
-        "are hidden and the others given; the 10 are ranked, and the five best-rated are relevant. Ties of ratings at the "
-        "fifth place, and of scores, count as their average."
+        "are hidden and the others given; the 10 are ranked, and the five best-rated are relevant. Ties of ratings at "
+        "the fifth place, and of scores, count as their average."
     )
     methods = RATING_METHODS
     shown = tuple(f"{metric}@{K}" for metric in ("precision", "ndcg", "mrr", "hr"))

@@ -66,6 +66,6 @@ def latest_items(
     if (years[among] > 0).mean() >= _DATED:
         candidates = np.unique(years[among & (years > 0)])
         shares = np.array([(years[among] >= year).mean() for year in candidates])
-        return among & (years >= candidates[np.abs(shares - SHARE).argmin()])
+        return np.asarray(among & (years >= candidates[np.abs(shares - SHARE).argmin()]))
     keys = np.array([keyed_hash(f"cold item {seed}", item) for item in item_ids], dtype=np.uint64)
-    return among & (keys / 2.0**64 < SHARE)
+    return np.asarray(among & (keys / 2.0**64 < SHARE))
