@@ -19,6 +19,7 @@ from metarec_shared.randomness import generator
 from metarec_shared.settings import Settings
 from simulations.baselines.content_kernel import ContentKernel, content_kernel
 from simulations.baselines.matrix_factorization import BIAS_PENALTY, factorize
+from simulations.baselines.meta_ridge import MetaRidgeSettings, Reconstruction, described, meta_train
 from simulations.baselines.rating_fold_in import FoldIn
 from simulations.evaluation.protocol import CHANCE, Figures, Method, Say, Trial
 
@@ -272,6 +273,26 @@ def matrix_factorization(problem: RatingProblem, stage: RatingStage, chosen: Map
     )
 
 
+def meta_ridge(problem: RatingProblem, stage: RatingStage, chosen: Mapping[str, Any]) -> Predictor:
+    """Meta-train item vectors through ridge regressions on support sets."""
+    settings = MetaRidgeSettings(decay=chosen["decay"], hidden=chosen["hidden"])
+    base, features, penalty = _meta_trained(problem, stage, settings)
+    return FoldIn(
+        base=base,
+        features=features,
+        penalty=chosen["fold-in"] * penalty,
+        histories=stage.train,
+        history_weight=chosen["history"],
+    )
+
+
+def fedrecon(problem: RatingProblem, stage: RatingStage, chosen: Mapping[str, Any]) -> Predictor:
+    """Meta-train item vectors beside gradient steps on support sets; a new item has neither bias nor factors."""
+    settings = MetaRidgeSettings(inner="steps", text=False, hidden=0.0, decay=chosen["decay"])
+    base, features, _ = _meta_trained(problem, stage, settings)
+    return Reconstruction(base=base, features=features, steps=chosen["steps"], step_size=settings.step_size)
+
+
 _SWEEPS = 12
 _FEW = 10.0
 _TEXT_WIDTH = 48
@@ -314,6 +335,18 @@ def _kernel(problem: RatingProblem, stage: RatingStage, gamma: float, noise: flo
     return content_kernel(problem.text, counts, gamma=gamma, noise=noise, few=_FEW)
 
 
+@lru_cache(maxsize=8)
+def _meta_trained(
+    problem: RatingProblem, stage: RatingStage, settings: MetaRidgeSettings
+) -> tuple[Float[np.ndarray, " items"], Float[np.ndarray, "items width"], Float[np.ndarray, " width"]]:
+    """Return base and features of every item, and the learned penalty."""
+    text = problem.text - problem.text.mean(axis=0)
+    text = text / np.sqrt((text**2).sum(axis=1).mean())
+    model = meta_train(stage.train, text, settings, problem.settings.run.seed)
+    base, features = described(model, np.bincount(stage.train.items, minlength=len(text)) > 0)
+    return base, features, model.log_penalty.detach().exp().double().numpy()
+
+
 @lru_cache(maxsize=2)
 def _components(problem: RatingProblem) -> Float[np.ndarray, "items width"]:
     """Return the strongest principal components of the text, of mean square 1 together."""
@@ -323,20 +356,37 @@ def _components(problem: RatingProblem) -> Float[np.ndarray, "items width"]:
     return np.asarray(scores / np.sqrt((scores**2).sum(axis=1).mean()))
 
 
-_CONTENT: Options = {"gamma": (1.0, 0.5, 2.0), "noise": (0.5, 0.2, 1.0, 2.0)}
+_CONTENT: Options = {"gamma": (1.0, 0.5, 2.0, 4.0), "noise": (0.5, 0.2, 1.0, 2.0)}
 _USER: Options = {"bias": (BIAS_PENALTY, 1.0, 6.0), "history": (0.0, 0.1, 0.3, 1.0)}
 
 RATING_FITS: dict[str, tuple[Fit, Options]] = {
+    "meta-ridge": (
+        meta_ridge,
+        {"decay": (0.03, 0.01, 0.1), "hidden": (0.5, 0.2), "history": _USER["history"], "fold-in": (1.0, 0.7, 1.5)},
+    ),
+    "fedrecon": (fedrecon, {"decay": (0.03, 0.1), "steps": (10, 5, 20)}),
     "mf": (
         matrix_factorization,
-        {"rank": (16, 8, 32), "penalty": (8.0, 5.0, 12.0), **_USER, "fold-in": (1.0, 0.7, 1.5, 2.5), **_CONTENT},
+        {
+            "rank": (16, 8, 32),
+            "penalty": (5.0, 3.0, 8.0, 12.0),
+            **_USER,
+            "fold-in": (1.0, 0.4, 0.7, 1.5, 2.5),
+            **_CONTENT,
+        },
     ),
-    "content-ridge": (content_ridge, {"penalty": (10.0, 5.0, 20.0, 40.0), **_USER, **_CONTENT}),
+    "content-ridge": (content_ridge, {"penalty": (5.0, 2.5, 10.0, 20.0), **_USER, **_CONTENT}),
     "user-mean": (user_mean, {"pseudo-ratings": (1e-9, 1.0, 3.0), "history": _USER["history"]}),
     CHANCE: (chance, {}),
 }
 
 RATING_METHODS = (
+    Method(
+        name="meta-ridge",
+        about="item vectors from text and their own, meta-learned through each user's ridge regression, by sums of "
+        "per-user meta-gradients",
+    ),
+    Method(name="fedrecon", about="matrix factorization with reconstructed users (FedRecon, Singhal et al. 2021)"),
     Method(
         name="mf",
         about="matrix factorization by alternating ridge regressions, users folded in, new items from text by kernel",
