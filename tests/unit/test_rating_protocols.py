@@ -17,7 +17,7 @@ from metarec_shared.sources import load_dataset
 from simulations.evaluation.labelled_ranking import CELL, LabelledRanking
 from simulations.evaluation.melu_split import SPLIT_FILE, cold_split, latest_items
 from simulations.evaluation.protocol import CHANCE
-from simulations.evaluation.rating import MOST, QUERY, RatingTrial, kept
+from simulations.evaluation.rating import MOST, QUERY, RATING_FITS, RatingTrial, kept
 from simulations.evaluation.rating_quadrants import RatingQuadrants
 from tests.small import small_settings
 
@@ -102,6 +102,29 @@ def test_factorization_beats_the_mean_of_users_which_beats_a_constant(quadrants:
     chance = quadrants.figures(CHANCE)["new-users"]
     tied = quadrants.figures("user-mean")["new-users"]
     assert tied["ndcg@1_linear"] == pytest.approx(chance["ndcg@1_linear"])  # one rating for all items: a random ranking
+
+
+@pytest.mark.parametrize("method", ["meta-ridge", "fedrecon"])
+def test_meta_learned_models_beat_a_constant_and_rank_better_than_chance(quadrants: RatingTrial, method: str) -> None:
+    chosen = {"decay": 0.01, "hidden": 0.2, "history": 0.0, "fold-in": 1.0, "steps": 10}
+    predictor = RATING_FITS[method][0](quadrants.problem, quadrants.problem.test, chosen)
+    found = quadrants.measured(predictor, quadrants.problem.test.tasks["new-users"])
+    chance = quadrants.figures(CHANCE)["new-users"]
+    assert found["mae"] < 0.85 * chance["mae"]
+    assert found["ndcg@1_linear"] > chance["ndcg@1_linear"] + 0.05
+
+
+def test_hyperparameters_are_those_that_are_best_on_validation_tasks(quadrants: RatingTrial) -> None:
+    fit, options = RATING_FITS["user-mean"]
+    stage = quadrants.problem.tuning
+    values = {
+        pseudo: quadrants.measured(
+            fit(quadrants.problem, stage, {"pseudo-ratings": pseudo, "history": 0.0}), stage.tasks["both-new"]
+        )["mae"]
+        for pseudo in options["pseudo-ratings"]
+    }
+    chosen = quadrants.tuned(fit, options, "both-new")
+    assert chosen["pseudo-ratings"] == min(values, key=values.__getitem__)
 
 
 def test_errors_are_clipped_and_rounded_to_the_ratings_there_are(quadrants: RatingTrial) -> None:
