@@ -11,6 +11,8 @@ PROTOCOLS = {
     "leave-one-out": "simulations.evaluation.leave_one_out:LeaveOneOut",
     "interest-drift": "simulations.evaluation.interest_drift:InterestDrift",
     "cross-domain": "simulations.evaluation.cross_domain:CrossDomain",
+    "rating-quadrants": "simulations.evaluation.rating_quadrants:RatingQuadrants",
+    "labelled-ranking": "simulations.evaluation.labelled_ranking:LabelledRanking",
 }
 
 
