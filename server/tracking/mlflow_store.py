@@ -6,13 +6,10 @@ import time
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from metarec_shared.files import write_text
 from server.tracking.tracker import PROJECT, TrackedRun, numbers, tagged
-
-if TYPE_CHECKING:
-    from mlflow.entities import Metric
 
 STORE = "mlflow.db"
 _POINTER = "mlflow-run"

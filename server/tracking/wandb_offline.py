@@ -10,7 +10,7 @@ from metarec_shared.files import write_text
 from server.tracking.tracker import PROJECT, TrackedRun, numbers, tagged
 
 if TYPE_CHECKING:
-    import wandb
+    from wandb import Run
 
 _POINTER = "wandb-run"
 _OFFLINE = {
@@ -34,7 +34,7 @@ class WandbOffline:
         import wandb
 
         self._wandb = wandb
-        self._run: wandb.Run | None = None
+        self._run: Run | None = None
 
     def start(self, run: TrackedRun) -> None:
         """Begin an offline run that holds the settings and the rounds that are recorded already."""
