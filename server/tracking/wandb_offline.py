@@ -1,5 +1,6 @@
 """Weights & Biases in offline mode: a folder that ``wandb sync`` uploads, if and when its owner runs that."""
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -41,6 +42,7 @@ class WandbOffline:
         pointer = run.folder / _POINTER
         if run.recorded and pointer.exists():
             _discard(run.tracking_folder, pointer.read_text(encoding="utf-8").strip())
+        logging.getLogger("wandb").setLevel(logging.WARNING)
         run.tracking_folder.mkdir(parents=True, exist_ok=True)
         self._run = self._wandb.init(
             project=PROJECT,
