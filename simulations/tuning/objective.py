@@ -62,7 +62,7 @@ class Watch:
             OutOfTime: The deadline has passed.
         """
         if self._report(round_number, figures) and self.trial.should_prune():
-            raise optuna.TrialPruned(f"after {self.offset + round_number} rounds")
+            raise optuna.TrialPruned(f"at round {self.offset + round_number}")
         if time.monotonic() > self.deadline:
             raise OutOfTime
 

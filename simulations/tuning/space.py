@@ -93,7 +93,7 @@ class Range:
         if step is None or self.log:
             raise SettingsError(f"{self.key}: a grid needs choices, or a range with a step and without log")
         count = math.floor((self.high - self.low) / step + 1e-9) + 1
-        values = [self.low + place * step for place in range(count)]
+        values = [min(self.low + place * step, self.high) for place in range(count)]
         return tuple(int(value) if self.whole else value for value in values)
 
     def holds(self, value: Scalar) -> bool:

@@ -71,7 +71,9 @@ def run_study(
             folder=out / TRIALS_FOLDER,
         )
         try:
-            while (done := Trials.of(study).done) < plan.trials and time.monotonic() < deadline:
+            while (done := Trials.of(study).done) < plan.trials:
+                if time.monotonic() > deadline:
+                    raise OutOfTime
                 study.sampler = sampler_of(plan, done)
                 trial = study.ask(plan.space.distributions)
                 say(f"trial {done + 1} of {plan.trials}: {listed(trial.params)}")

@@ -1,10 +1,8 @@
 """Trackers with the real libraries: what each has written is read back, from disk, by what is not ours."""
 
 import getpass
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +31,10 @@ ROUNDS = [
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder for MLflow's store, which takes seconds to create."""
     pytest.importorskip("mlflow")
-    yield tmp_path_factory.mktemp("tracking")
+    return tmp_path_factory.mktemp("tracking")
 
 
 def settings_of(folder: Path, trackers: str, **values: object) -> Settings:
@@ -67,7 +65,9 @@ def expected() -> list[dict[str, float]]:
 
 def test_every_name_that_the_settings_allow_is_a_tracker() -> None:
     assert tuple(registry.TRACKERS) == TRACKERS
-    with pytest.raises(SettingsError, match=r"run.trackers must be some of tensorboard, wandb, mlflow, by commas, got x"):
+    with pytest.raises(
+        SettingsError, match=r"run.trackers must be some of tensorboard, wandb, mlflow, by commas, got x"
+    ):
         small_settings(run__trackers="wandb,x")
     assert open_trackers(small_settings(run__trackers="")) == []
 
@@ -122,7 +122,7 @@ def test_weights_and_biases_is_told_nothing_of_machine_user_or_program(
     run = next(found.run for found in wandb_files.records(path) if found.WhichOneof("record_type") == "run")
     assert (run.host, run.git.remote_url) == ("", "")
     content = path.read_bytes()
-    for secret in (str(tmp_path), os.fsdecode(os.getcwd()), sys.executable):
+    for secret in (str(tmp_path), str(Path.cwd()), sys.executable):
         assert secret.encode() not in content
     assert not list(path.parent.glob("files/*"))
 
@@ -226,9 +226,10 @@ def test_a_tracker_that_fails_to_start_lets_those_before_it_finish(tmp_path: Pat
 
 
 OFFLINE = """
-import socket, sys, warnings
+import atexit, socket, sys
 from pathlib import Path
 asked = []
+atexit.register(lambda: print("asked:", asked))  # called last: what libraries send when they end has been sent
 def refused(*arguments, **_):
     asked.append(arguments[0])
     raise OSError("no network")
@@ -242,15 +243,12 @@ socket.socket.connect = local_only
 from metarec_shared.settings import Settings
 from server.recorder import Recorder
 from server.tracking import open_trackers
-import time
 folder = Path(sys.argv[1])
 values = {"run.trackers": "tensorboard,wandb,mlflow", "run.tracking-folder": sys.argv[2]}
 settings = Settings().with_values(values, "test")
 with Recorder(folder, settings, open_trackers(settings)) as recorder:
     recorder.record({"round": 1, "train_loss": 1.0, "seconds": 0.1})
     recorder.finish({"rounds": 1})
-time.sleep(1)  # what reports in the background has had its chance
-print("asked:", asked)
 """
 
 
