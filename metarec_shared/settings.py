@@ -18,6 +18,9 @@ from metarec_shared.errors import SettingsError
 
 Scalar = bool | int | float | str
 
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+"""Who a run's figures can be told to; server.tracking writes to each."""
+
 Mode = Literal["none", "site", "central", "local"]
 """Of privacy: nobody is protected; a site clips and noises; devices clip, the server noises; every device noises."""
 
@@ -48,6 +51,17 @@ class RunSettings:
     precision: Literal["float32", "bfloat16"] = setting(
         "float32", "numbers that matrix products are computed in; bfloat16 is meant for GPUs"
     )
+    trackers: str = setting(
+        "tensorboard", "who is told a run's figures, by commas: tensorboard, wandb (offline), mlflow (a local store)"
+    )
+    tracking_folder: str = setting(
+        "", "where wandb and mlflow keep the figures, for several runs together; empty: the folder of the run"
+    )
+
+    @property
+    def tracker_names(self) -> tuple[str, ...]:
+        """The names in ``trackers``, each once."""
+        return tuple(dict.fromkeys(name.strip() for name in self.trackers.split(",") if name.strip()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -452,6 +466,10 @@ _TYPE_NAMES = {int: "whole number", float: "number", str: "string", bool: "boole
 
 def _check_together(settings: Settings, source: str) -> None:
     model, data, adaptation = settings.model, settings.data, settings.adaptation
+    if unknown := [name for name in settings.run.tracker_names if name not in TRACKERS]:
+        raise SettingsError(
+            f"{source}: run.trackers must be some of {', '.join(TRACKERS)}, by commas, got {', '.join(unknown)}"
+        )
     if model.width % model.heads:
         raise SettingsError(
             f"{source}: model.width must be a multiple of model.heads, got {model.width} and {model.heads}"

@@ -7,6 +7,7 @@
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from flwr.serverapp import Grid
 
 from metarec_shared import wire
 from metarec_shared.broadcast import Broadcast
-from metarec_shared.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from metarec_shared.checkpoint import Checkpoint, save_checkpoint
 from metarec_shared.errors import CheckpointError, FederationError, WireError
 from metarec_shared.exchange import Enrollment, EnrollmentRequest, Parameters
 from metarec_shared.files import write_json, write_text
@@ -33,9 +34,10 @@ from server.outer_optimizer import OuterOptimizer
 from server.privacy import federation_privacy
 from server.progress import Progress
 from server.recorder import METRICS_FILE, Recorder, read_metrics
-from server.regression import add_task_regressions
+from server.regression import add_task_regressions, read_blends
 from server.resume import RESUME_FILE, Best, ResumePoint, load_resume_point, save_resume_point
 from server.roster import Roster
+from server.tracking import Tracker, open_trackers
 from server.warm_start import warm_parameters
 
 SETTINGS_FILE = "settings.json"
@@ -47,14 +49,20 @@ NO_PRIVACY_NOTICE = "privacy: none; raw item counts, raw gradients and raw momen
 logger = logging.getLogger(__name__)
 
 
-def run_federation(grid: Grid, settings: Settings) -> None:
+def run_federation(grid: Grid, settings: Settings, observers: Sequence[Tracker] = ()) -> None:
     """Meta-train a recommender on the nodes of ``grid`` and leave it in the folder ``run.out``.
+
+    Args:
+        grid: Connects the nodes.
+        settings: The run's settings.
+        observers: Told what the trackers of ``run.trackers`` are told.
 
     Raises:
         MetaRecError: The data, the settings, the resume point or the nodes do not allow the run.
     """
     folder = Path(settings.run.out)
     check_folder(folder, resume=settings.run.resume)
+    trackers = [*open_trackers(settings), *observers]
     public = load_item_features(settings, progress=True)
     logger.info("text encoder: %s", public.features.encoder)
     releases = Releases(folder)
@@ -80,9 +88,13 @@ def run_federation(grid: Grid, settings: Settings) -> None:
     keeper.begin(done)
     if done < settings.federation.rounds and not keeper.exhausted:
         strategy = FedMAML(settings, roster, optimizer, public.fingerprint, sent)
-        _meta_train(grid, settings, strategy, keeper, done)
-    add_task_regressions(grid, settings, roster, folder, public)
-    keeper.finish()
+        with Recorder(folder, settings, trackers, resume_from=done) as recorder:
+            _meta_train(grid, settings, strategy, keeper, recorder, done)
+            add_task_regressions(grid, settings, roster, folder, public)
+            recorder.finish(keeper.finish())
+    else:
+        add_task_regressions(grid, settings, roster, folder, public)
+        keeper.finish()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +114,13 @@ class Releases:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
-def _meta_train(grid: Grid, settings: Settings, strategy: FedMAML, keeper: "RunKeeper", done: int) -> None:
+def _meta_train(
+    grid: Grid, settings: Settings, strategy: FedMAML, keeper: "RunKeeper", recorder: Recorder, done: int
+) -> None:
     """Run the rounds after round ``done``, and record each."""
     limits, best = settings.federation, keeper.best
     shown = None if best.value is None else (best.round_number, best.value)
-    with (
-        Recorder(keeper.folder, resume_from=done) as recorder,
-        Progress(limits.rounds, done + 1, best=shown) as progress,
-    ):
+    with Progress(limits.rounds, done + 1, best=shown) as progress:
 
         def round_done(number: int, metrics: MetricRecord) -> bool:
             figures: dict[str, Any] = {"round": number, **metrics}
@@ -245,17 +256,18 @@ class RunKeeper:
         self.best = Best(round_number=number)
         save_resume_point(self._resume_point(number), self.folder)
 
-    def finish(self) -> None:
-        """Write what the run came to, for whoever reports on it."""
+    def finish(self) -> dict[str, Any]:
+        """Write what the run came to, for whoever reports on it, and return it."""
         rounds = read_metrics(self.folder / METRICS_FILE)
         seconds = sum(line["seconds"] for line in rounds)
         users = sum(line.get("users", line["weight"]) for line in rounds)
         training = {
             "rounds": len(rounds),
             "best_round": self.best.round_number,
+            "best_validation": self.best.value,
+            "regressions": read_blends(self.folder),
             "parameters": sum(value.numel() for value in (self.untrained | self.optimizer.parameters).values()),
             "text_encoder": self.public.features.encoder,
-            "regressions": {order: one.blend for order, one in load_checkpoint(self.folder).regressions.items()},
             "nodes": len(self.roster.training),
             "training_users": self.roster.training.total,
             "privacy": self._privacy(len(rounds)),
@@ -267,6 +279,7 @@ class RunKeeper:
             },
         }
         write_json(self.folder / TRAINING_FILE, training)
+        return training
 
     def _privacy(self, rounds: int) -> dict[str, Any] | None:
         """Return the guarantee of the run so far, by the releases that nodes were asked for."""

@@ -1,37 +1,47 @@
-"""What a run leaves behind round by round: metrics.jsonl and TensorBoard events."""
+"""What a run leaves behind round by round: metrics.jsonl, and what its trackers make of the same figures."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
 from metarec_shared.errors import CheckpointError
 from metarec_shared.files import write_text
+from metarec_shared.settings import Settings
+from server.tracking import TrackedRun, Tracker
 
 METRICS_FILE = "metrics.jsonl"
 
 
 class Recorder:
-    """Append one line a round to ``metrics.jsonl`` and the same figures to TensorBoard events.
+    """Append one line a round to ``metrics.jsonl`` and tell the trackers the same figures.
 
     Args:
         run: The run's folder.
+        settings: The run's settings.
+        trackers: Who is told, too.
         resume_from: Last round that counts; what an interrupted run recorded after it is dropped. 0: start anew.
 
     Raises:
         CheckpointError: The metrics of the run to resume are damaged.
     """
 
-    def __init__(self, run: Path, resume_from: int = 0) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter  # slow to import, and only a server records
-
-        path, events = run / METRICS_FILE, run / "tensorboard"
+    def __init__(
+        self, run: Path, settings: Settings, trackers: Sequence[Tracker] = (), *, resume_from: int = 0
+    ) -> None:
+        path = run / METRICS_FILE
         kept = [line for line in read_metrics(path) if line["round"] <= resume_from] if resume_from else []
         write_text(path, "".join(_line(metrics) for metrics in kept))
-        self._file = path.open("a", encoding="utf-8")
-        purge_step = resume_from + 1 if events.exists() else None
-        self._events = SummaryWriter(str(events), purge_step=purge_step, flush_secs=10)
+        self._trackers = trackers
+        self._result: Mapping[str, Any] | None = None
+        with ExitStack() as opened:
+            self._file = opened.enter_context(path.open("a", encoding="utf-8"))
+            opened.callback(self._finish_trackers)
+            for tracker in trackers:
+                tracker.start(TrackedRun(folder=run, settings=settings, recorded=kept))
+            self._opened = opened.pop_all()
 
     def record(self, metrics: Mapping[str, float | int]) -> None:
         """Record one round.
@@ -41,14 +51,21 @@ class Recorder:
         """
         self._file.write(_line(metrics))
         self._file.flush()
-        for key, value in metrics.items():
-            if key != "round" and math.isfinite(value):
-                self._events.add_scalar(_tag(key), value, int(metrics["round"]))
+        for tracker in self._trackers:
+            tracker.log(int(metrics["round"]), metrics)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Keep what the run came to, which trackers are told when the recorder is closed."""
+        self._result = result
 
     def close(self) -> None:
-        """Write out what is buffered and close the files."""
-        self._file.close()
-        self._events.close()
+        """Write out what is buffered, close the files and let the trackers finish."""
+        self._opened.close()
+
+    def _finish_trackers(self) -> None:
+        with ExitStack() as each:
+            for tracker in self._trackers:
+                each.callback(tracker.finish, self._result)
 
     def __enter__(self) -> Self:
         return self
@@ -93,8 +110,3 @@ def _parse(line: str) -> dict[str, Any] | None:
 def _line(metrics: Mapping[str, Any]) -> str:
     finite = {key: value if value is not None and math.isfinite(value) else None for key, value in metrics.items()}
     return json.dumps(finite, allow_nan=False) + "\n"
-
-
-def _tag(key: str) -> str:
-    group, _, name = key.partition("_")
-    return f"{group}/{name}" if name and group in {"train", "validation"} else f"round/{key}"

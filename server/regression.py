@@ -5,6 +5,7 @@ histories are read. The server solves for the weights and asks the nodes of vali
 with the regression's predictions added, for a grid of blends; the best one is kept, none if nothing is better without.
 """
 
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from metarec_shared import wire
 from metarec_shared.broadcast import Broadcast, Kind, NodeIds
 from metarec_shared.checkpoint import load_checkpoint, save_checkpoint
 from metarec_shared.exchange import EvaluateRequest, Evaluation, Moments, MomentsRequest, Parameters, blended
+from metarec_shared.files import write_json
 from metarec_shared.initialization import initial_model, travelling_names
 from metarec_shared.low_rank import adapted
 from metarec_shared.settings import Settings
@@ -29,6 +31,8 @@ from server.roster import Roster
 
 BLENDS = (0.0, *(float(2**power) for power in range(11)))
 """What predictions, which are shares of users, may be multiplied by to be added to logits."""
+
+BLENDS_FILE = "regressions.json"
 
 logger = logging.getLogger(__name__)
 
@@ -61,17 +65,29 @@ def add_task_regressions(grid: Grid, settings: Settings, roster: Roster, folder:
     fitter = _Fitter(grid, settings, roster, public.fingerprint, parameters)
     orders: tuple[Order, ...] = ("random", "time")
     found = {order: regression for order in orders if (regression := fitter.fitted(order)) is not None}
+    write_json(folder / BLENDS_FILE, fitter.judged)
     if found:
         save_checkpoint(replace(checkpoint, regressions=found), folder)
 
 
+def read_blends(folder: Path) -> dict[str, dict[str, float]]:
+    """Return, for every order that a regression was judged in, its blend and validation nDCG with it and without."""
+    path = folder / BLENDS_FILE
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
 class _Fitter:
-    """Asks nodes for what one regression after the other needs."""
+    """Asks nodes for what one regression after the other needs.
+
+    Attributes:
+        judged: What ``read_blends`` returns, so far.
+    """
 
     def __init__(self, grid: Grid, settings: Settings, roster: Roster, catalogue: str, parameters: Parameters) -> None:
         self._grid, self._settings, self._roster = grid, settings, roster
         self._catalogue, self._parameters = catalogue, parameters
         self._items = len(parameters["item_bias"])
+        self.judged: dict[str, dict[str, float]] = {}
 
     def fitted(self, order: Order) -> TaskRegression | None:
         """Return the regression with its best blend; None where there are no tasks, or the model is better alone."""
@@ -90,6 +106,7 @@ class _Fitter:
             "task regression, %s order: validation nDCG@%d %.4f, %.4f without",
             order, self._settings.evaluation.k, values[best], values[0],
         )  # fmt: skip
+        self.judged[order] = {"blend": BLENDS[best], "validation": values[best], "without": values[0]}
         return replace(regression, blend=BLENDS[best]) if BLENDS[best] else None
 
     def _moments(self, order: Order) -> TaskMoments:

@@ -107,7 +107,9 @@ def load_resume_point(folder: Path, settings: Settings, roster: str, items: str)
 def _check_settings(path: Path, before: dict[str, Any], settings: Settings) -> None:
     now = settings.flat()
     # Where things lie and run: it changes nothing but rounding, and the data itself is compared.
-    free = {"run.out", "run.resume", "run.device", "run.memory-gb", "data.path"}
+    free = {
+        "run.out", "run.resume", "run.device", "run.memory-gb", "run.trackers", "run.tracking-folder", "data.path",
+    }  # fmt: skip
     changed = [key for key in now if key not in free and before.get(key) != now[key]]
     if changed:
         differences = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed)

@@ -7,7 +7,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metarec_shared.errors import CheckpointError
+from metarec_shared.settings import Settings
 from server.recorder import Recorder, read_metrics
+from server.tracking.tensorboard_events import TensorBoardEvents
 
 
 def _rounds(run):
@@ -15,13 +17,13 @@ def _rounds(run):
 
 
 def _record(run, rounds, resume_from=0, loss=1.0):
-    with Recorder(run, resume_from) as recorder:
+    with Recorder(run, Settings(), [TensorBoardEvents()], resume_from=resume_from) as recorder:
         for number in rounds:
             recorder.record({"round": number, "train_loss": loss, "validation_ndcg@10": 0.1})
 
 
 def test_a_round_is_one_line_that_is_on_disk_at_once(tmp_path):
-    with Recorder(tmp_path) as recorder:
+    with Recorder(tmp_path, Settings()) as recorder:
         recorder.record({"round": 1, "train_loss": 7.5, "users": 3})
         text = (tmp_path / "metrics.jsonl").read_text()
         assert text.endswith("\n")
@@ -61,19 +63,19 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path):
     with pytest.raises(
         CheckpointError, match=r"metrics\.jsonl line 2: wanted a JSON object with a round number, got '"
     ):
-        Recorder(tmp_path, resume_from=3)
+        Recorder(tmp_path, Settings(), resume_from=3)
 
 
 def test_a_failed_resume_leaves_the_metrics_as_they_were(tmp_path):
     text = '{"round": 1}\nnonsense\n{"round": 3}\n'
     (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(CheckpointError):
-        Recorder(tmp_path, resume_from=1)
+        Recorder(tmp_path, Settings(), resume_from=1)
     assert (tmp_path / "metrics.jsonl").read_text() == text
 
 
 def test_a_figure_that_is_not_finite_is_null(tmp_path):
-    with Recorder(tmp_path) as recorder:
+    with Recorder(tmp_path, Settings()) as recorder:
         recorder.record({"round": 1, "train_loss": math.nan, "gradient_norm": math.inf})
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"round": 1, "train_loss": None, "gradient_norm": None}]
 
