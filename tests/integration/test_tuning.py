@@ -240,6 +240,14 @@ def test_a_poor_trial_is_pruned_and_a_good_one_is_not(plan: Plan, pruner: Pruner
     assert not any(pruned(0.9 + place / 100) for place in range(6))
 
 
+def test_a_trial_is_not_pruned_where_it_ends(plan: Plan) -> None:
+    study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(lower=2.0))
+    watch = Watch(study.ask(), "validation_ndcg@10", last=3)
+    watch.log(3, {"validation_ndcg@10": 0.1})
+    with pytest.raises(optuna.TrialPruned):
+        watch.log(2, {"validation_ndcg@10": 0.1})
+
+
 def test_a_study_killed_in_a_trial_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     longer = {**QUICK, "federation__rounds": 20, "federation__evaluate_every": 10}
     settings = small_settings(**longer)
