@@ -16,6 +16,7 @@ from metarec_shared.errors import MetaRecError
 
 GROUP = "metarec.commands"
 INTERRUPTED = 130
+INTERRUPTION = "interrupted; what was written stays: a run goes on with --resume, a study by the same command"
 
 
 class _Commands(click.Group):
@@ -68,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
         _show(error, debug)
         return 2
     except (KeyboardInterrupt, click.Abort):
-        sys.stderr.write("metarec: interrupted; what was written stays, a run goes on with --resume\n")
+        sys.stderr.write(f"metarec: {INTERRUPTION}\n")
         return INTERRUPTED
     except click.exceptions.Exit as error:
         return error.exit_code

@@ -39,13 +39,16 @@ class Watch:
         metric: Key of the validation metric in a round's figures.
         before: Values of the seeds that are done.
         offset: Rounds of the trial's earlier runs; the same for every trial, so that trials compare.
+        last: Round at which the trial ends anyhow, so that nothing is saved by ending it there.
         deadline: When to stop, on the clock ``time.monotonic``.
+        best: The best evaluation of the run under way.
     """
 
     trial: optuna.Trial
     metric: str
     before: Sequence[float] = ()
     offset: int = 0
+    last: int | None = None
     deadline: float = math.inf
     best: float = -math.inf
 
@@ -61,7 +64,8 @@ class Watch:
             optuna.TrialPruned: The trial is not worth going on with.
             OutOfTime: The deadline has passed.
         """
-        if self._report(round_number, figures) and self.trial.should_prune():
+        ends = round_number == self.last
+        if self._report(round_number, figures) and not ends and self.trial.should_prune():
             raise optuna.TrialPruned(f"at round {self.offset + round_number}")
         if time.monotonic() > self.deadline:
             raise OutOfTime
@@ -115,7 +119,8 @@ class Objective:
         settings = self.settings.with_values(trial.params, f"trial {name}")
         values: list[float] = []
         for place, seed in enumerate(self.seeds):
-            watch = Watch(trial, self.metric, tuple(values), place * self.longest_run, deadline)
+            last = settings.federation.rounds if place == len(self.seeds) - 1 else None
+            watch = Watch(trial, self.metric, tuple(values), place * self.longest_run, last, deadline)
             folder = self.folder / f"{name}-seed-{seed}"
             self._run(replace(settings, run=replace(settings.run, seed=seed, out=str(folder))), watch)
             values.append(_value(folder, settings))

@@ -30,7 +30,7 @@ def write_best(plan: Plan, trials: Trials, path: Path) -> None:
         f"# The best of {trials.done} trials ({trials}): trial {trial_name(best)}.",
         f"# {plan.metric}: {value_of(best):.4f}; it was selected by this figure, which is optimistic for that reason.",
     ]
-    write_text(path, "\n".join([*head, "", *_toml(settings)]))
+    write_text(path, "\n".join([*head, "", *_toml(settings, set(best.params))]))
 
 
 def write_trials(plan: Plan, trials: Trials, path: Path) -> None:
@@ -64,10 +64,14 @@ def seconds(trial: FrozenTrial) -> float | None:
     return None if trial.duration is None else round(trial.duration.total_seconds(), 1)
 
 
-def _toml(settings: Settings) -> list[str]:
-    """Return what differs from the defaults, as lines of TOML; the data by its absolute path."""
+def _toml(settings: Settings, searched: set[str]) -> list[str]:
+    """Return what was searched and what differs from the defaults, as lines of TOML; the data by its absolute path."""
     defaults = Settings().flat()
-    changed = {key: value for key, value in settings.flat().items() if value != defaults[key] and key not in _OF_A_RUN}
+    changed = {
+        key: value
+        for key, value in settings.flat().items()
+        if key in searched or (value != defaults[key] and key not in _OF_A_RUN)
+    }
     for place in ("data.path", "run.init"):
         if place in changed:
             changed[place] = str(Path(str(changed[place])).absolute())

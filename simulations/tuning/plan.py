@@ -88,10 +88,14 @@ def sampler_of(plan: Plan, position: int) -> optuna.samplers.BaseSampler:
 
 
 def pruner_of(plan: Plan) -> optuna.pruners.BasePruner:
-    """Return the pruner, whose steps are rounds."""
+    """Return the pruner, whose steps are rounds.
+
+    Nobody is below the median in the first third of a run: where averaging is strong or the learning rate low, the
+    averaged parameters are poor for a hundred rounds and good in the end.
+    """
     longest = plan.space.longest_run(plan.settings)
     if plan.pruner is Pruner.MEDIAN:
-        return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=longest // 10)
+        return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=longest // 3)
     if plan.pruner is Pruner.HYPERBAND:
         first = max(plan.settings.federation.evaluate_every, longest // 27)
         most = max(longest * len(plan.seeds), first)

@@ -31,10 +31,11 @@ _SAMPLERS = {
     Sampler.GRID: "grid: every combination",
 }
 _PRUNERS = {
-    Pruner.MEDIAN: "median: a trial ends when it is below the median of earlier ones at the same round",
+    Pruner.MEDIAN: "median: a trial ends, from a third of its rounds on, when it is below the median of finished ones",
     Pruner.HYPERBAND: "hyperband: successive halving in brackets, reduction factor 3",
     Pruner.NONE: "none: every trial runs to its end",
 }
+_ALONE = "; by the model alone, while the objective has its task regression added"
 
 
 def write_study_report(study: optuna.Study, plan: Plan, path: Path, dataset: str) -> None:
@@ -93,13 +94,14 @@ def importances(study: optuna.Study, trials: Trials) -> dict[str, float] | None:
 def _facts(plan: Plan, trials: Trials) -> list[tuple[str, str]]:
     federation, longest = plan.settings.federation, plan.space.longest_run(plan.settings)
     took = sum(seconds(trial) or 0.0 for trial in in_order(trials))
+    alone = "" if plan.pruner is Pruner.NONE or not plan.settings.regression.enabled else _ALONE
     waiting = f"; {len(trials.waiting)} begun or queued" if trials.waiting else ""
     return [
         ("Objective", plan.metric),
         ("Trials", f"{trials.done} of {plan.trials}: {trials}{waiting}"),
         ("Searched", f"{len(plan.space.parameters)} settings"),
         ("Sampler", f"{_SAMPLERS[plan.sampler]}; seed {plan.seed}"),
-        ("Pruner", _PRUNERS[plan.pruner]),
+        ("Pruner", _PRUNERS[plan.pruner] + alone),
         ("A trial", f"{longest} rounds at most, evaluated every {federation.evaluate_every}, "
                     f"seed{'s' if len(plan.seeds) > 1 else ''} {', '.join(map(str, plan.seeds))}"),
         ("Time", f"{took:,.0f} s of trials"),

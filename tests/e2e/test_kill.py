@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from metarec_shared.cli import INTERRUPTION
 from server.recorder import read_metrics
 from tests.e2e.processes import environment, lines_of, metarec, small, started, wait_until
 
@@ -87,7 +88,7 @@ def test_ctrl_c_ends_a_run_with_one_line_and_the_run_can_be_resumed(
         assert process.wait(60) == 130
     said = log.read_text()
     assert "Traceback" not in said
-    assert said.splitlines()[-1] == "metarec: interrupted; what was written stays, a run goes on with --resume"
+    assert said.splitlines()[-1] == f"metarec: {INTERRUPTION}"
     assert not (folder / "result.json").exists()
     resume(folder, env)
     assert_same_run(whole, folder)

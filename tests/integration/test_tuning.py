@@ -240,8 +240,16 @@ def test_a_poor_trial_is_pruned_and_a_good_one_is_not(plan: Plan, pruner: Pruner
     assert not any(pruned(0.9 + place / 100) for place in range(6))
 
 
+def test_a_trial_is_not_pruned_where_it_ends(plan: Plan) -> None:
+    study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(lower=2.0))
+    watch = Watch(study.ask(), "validation_ndcg@10", last=3)
+    watch.log(3, {"validation_ndcg@10": 0.1})
+    with pytest.raises(optuna.TrialPruned):
+        watch.log(2, {"validation_ndcg@10": 0.1})
+
+
 def test_a_study_killed_in_a_trial_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    longer = {**QUICK, "federation__rounds": 30, "federation__evaluate_every": 10}
+    longer = {**QUICK, "federation__rounds": 20, "federation__evaluate_every": 10}
     settings = small_settings(**longer)
     plan = a_plan(tmp_path, SPACE, settings=settings, sampler=Sampler.RANDOM, pruner=Pruner.NONE, trials=2)
     out = tmp_path / "killed"
@@ -250,25 +258,27 @@ def test_a_study_killed_in_a_trial_goes_on_and_ends_as_if_it_had_not_been(tmp_pa
         *("--trials", "2", *small_options(**longer)),
     ]
     program = f"from simulations.tune_cli import tune_app; tune_app({command!r})"
-    metrics = out / "trials" / "0001-seed-0" / "metrics.jsonl"
+    metrics = out / "trials" / "0000-seed-0" / "metrics.jsonl"
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-c", program], stdout=log, stderr=log, env=dict(os.environ))
         try:
-            wait_until(lambda: lines_of(metrics) >= 5, "five rounds of the second trial", process)
+            wait_until(lambda: lines_of(metrics) >= 5, "five rounds of the first trial", process)
         finally:
             process.kill()
             process.wait()
     assert process.returncode == -signal.SIGKILL
-    assert opened(out).trials[1].state == TrialState.RUNNING
+    assert [trial.state for trial in opened(out).trials] == [TrialState.RUNNING]
+    begun = read_metrics(metrics)
     tune(plan, out, quiet)
     tune(plan, tmp_path / "whole", quiet)
     shown = ("trial", "state", "validation", "rounds", "outer.learning-rate", "tasks.id-dropout", "adaptation.steps")
     killed, whole = ([[row[key] for key in shown] for row in rows(folder)] for folder in (out, tmp_path / "whole"))
     assert [row[1:] for row in killed] == [row[1:] for row in whole]
     states = [(trial_name(trial), trial.state) for trial in opened(out).trials]
-    assert states[1:3] == [("0001", TrialState.FAIL), ("0001", TrialState.COMPLETE)]
+    assert states[:2] == [("0000", TrialState.FAIL), ("0000", TrialState.COMPLETE)]
     assert Trials.of(opened(out)).done == 2
-    assert [line["round"] for line in read_metrics(metrics)] == list(range(1, 31))
+    assert read_metrics(metrics)[:4] == begun[:4]  # with their seconds: these rounds were not run again
+    assert [line["round"] for line in read_metrics(metrics)] == list(range(1, 21))
     before = (out / "trials.csv").read_text()
     tune(plan, out, quiet)  # there is nothing left to do
     assert (out / "trials.csv").read_text() == before
