@@ -21,7 +21,7 @@ from simulations.baselines.content_kernel import ContentKernel, content_kernel
 from simulations.baselines.matrix_factorization import BIAS_PENALTY, factorize
 from simulations.baselines.meta_ridge import MetaRidgeSettings, Reconstruction, described, meta_train
 from simulations.baselines.rating_fold_in import FoldIn
-from simulations.evaluation.protocol import CHANCE, Figures, Method, Say, Trial
+from simulations.evaluation.protocol import CHANCE, OURS, Figures, Method, Say, Trial
 
 QUERY = 10
 FEWEST, MOST = 13, 100
@@ -360,7 +360,7 @@ _CONTENT: Options = {"gamma": (1.0, 0.5, 2.0, 4.0), "noise": (0.5, 0.2, 1.0, 2.0
 _USER: Options = {"bias": (BIAS_PENALTY, 1.0, 6.0), "history": (0.0, 0.1, 0.3, 1.0)}
 
 RATING_FITS: dict[str, tuple[Fit, Options]] = {
-    "meta-ridge": (
+    OURS: (
         meta_ridge,
         {"decay": (0.03, 0.01, 0.1), "hidden": (0.5, 0.2), "history": _USER["history"], "fold-in": (1.0, 0.7, 1.5)},
     ),
@@ -382,11 +382,16 @@ RATING_FITS: dict[str, tuple[Fit, Options]] = {
 
 RATING_METHODS = (
     Method(
-        name="meta-ridge",
-        about="item vectors from text and their own, meta-learned through each user's ridge regression, by sums of "
-        "per-user meta-gradients",
+        name=OURS,
+        about="ours: item vectors from text and their own, meta-learned through each user's ridge regression by sums of "
+        "per-user meta-gradients, in one process",
+        centralized=True,
     ),
-    Method(name="fedrecon", about="matrix factorization with reconstructed users (FedRecon, Singhal et al. 2021)"),
+    Method(
+        name="fedrecon",
+        about="matrix factorization with reconstructed users (FedRecon, Singhal et al. 2021), in one process",
+        centralized=True,
+    ),
     Method(
         name="mf",
         about="matrix factorization by alternating ridge regressions, users folded in, new items from text by kernel",

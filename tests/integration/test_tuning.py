@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from client.node import Nodes
 from metarec_shared.dataset import Dataset
 from metarec_shared.errors import CheckpointError, FederationError, SettingsError
 from metarec_shared.population import Population
-from metarec_shared.settings import Settings
+from metarec_shared.settings import Settings, load_toml
 from metarec_shared.sources import load_dataset
 from metarec_shared.split import Role
 from server.recorder import read_metrics
@@ -99,8 +98,8 @@ def test_the_command_leaves_settings_that_simulate_takes_and_a_report_that_says_
     values = {(row["outer.learning-rate"], row["adaptation.steps"]): float(row["validation"]) for row in rows(out)}
     assert values.keys() == {(rate, steps) for rate in ("0.004", "0.02") for steps in ("1", "2")}
     best = max(values, key=lambda key: values[key])
-    written = tomllib.loads((out / "best.toml").read_text())
-    assert (written["outer"]["learning-rate"], written["adaptation"]["steps"]) == (float(best[0]), int(best[1]))
+    found_best = Settings().with_values(load_toml(out / "best.toml"), "best.toml")
+    assert (found_best.outer.learning_rate, found_best.adaptation.steps) == (float(best[0]), int(best[1]))
     page = (out / "report.html").read_text()
     for said in ("2 settings", "4 of 4: 4 finished, 0 pruned, 0 failed", "grid: every combination", "optimistic"):
         assert said in page

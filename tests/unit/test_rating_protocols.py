@@ -104,7 +104,7 @@ def test_factorization_beats_the_mean_of_users_which_beats_a_constant(quadrants:
     assert tied["ndcg@1_linear"] == pytest.approx(chance["ndcg@1_linear"])  # one rating for all items: a random ranking
 
 
-@pytest.mark.parametrize("method", ["meta-ridge", "fedrecon"])
+@pytest.mark.parametrize("method", ["metarec", "fedrecon"])
 def test_meta_learned_models_beat_a_constant_and_rank_better_than_chance(quadrants: RatingTrial, method: str) -> None:
     chosen = {"decay": 0.01, "hidden": 0.2, "history": 0.0, "fold-in": 1.0, "steps": 10}
     predictor = RATING_FITS[method][0](quadrants.problem, quadrants.problem.test, chosen)
