@@ -383,8 +383,8 @@ RATING_FITS: dict[str, tuple[Fit, Options]] = {
 RATING_METHODS = (
     Method(
         name=OURS,
-        about="ours: item vectors from text and their own, meta-learned through each user's ridge regression by sums of "
-        "per-user meta-gradients, in one process",
+        about="ours: item vectors from text and their own, meta-learned through each user's ridge regression by "
+        "sums of per-user meta-gradients, in one process",
         centralized=True,
     ),
     Method(
