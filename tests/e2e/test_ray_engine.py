@@ -15,8 +15,8 @@ pytest.importorskip("ray", reason="no Ray: pip install 'metarec[ray]'")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")]
 
 OUR_LINES = re.compile(
-    r"(run folder|meta-training on|task regression|privacy|text encoder|FedMAML|round \d|evaluating|report|Mode|Guarantee"
-    r"|Unit of privacy|Neighbours|Trusted|Not protected)\b"
+    r"(run folder|meta-training on|task regression|privacy|text encoder|FedMAML|round \d|evaluating|report|Mode"
+    r"|Guarantee|Unit of privacy|Neighbours|Trusted|Not protected)\b"
 )
 
 

@@ -101,5 +101,5 @@ def test_engine_measures_ray_beside_the_in_process_grid(tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.stderr
     (row,) = json.loads(file.read_text())["rows"]
     assert row["ray"] == "measured"
-    assert row["difference"] < 1e-5
+    assert row["difference"] < 1e-4  # float32, added up in another order, through three steps of Adam
     assert row["speedup"] > 1

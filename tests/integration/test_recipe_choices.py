@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from metarec_shared.errors import PrivacyError
 from metarec_shared.settings import PRIVATE_DEFAULTS
-from simulations.benchmarks import private_recipe
-from simulations.benchmarks.private_recipe import BASE, CHOICES, compared, scaled
+from simulations.benchmarks import recipe_choices
+from simulations.benchmarks.recipe_choices import BASE, CHOICES, compared, scaled
 from tests.small import small_settings
 
 LARGE = {
@@ -82,9 +82,9 @@ def write_data(folder: Path, seed: int) -> str:
 
 
 def test_the_benchmark_compares_choices_from_a_public_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(private_recipe, "PRIVATE_DEFAULTS", {**PRIVATE_DEFAULTS, "federation.rounds": 2})
+    monkeypatch.setattr(recipe_choices, "PRIVATE_DEFAULTS", {**PRIVATE_DEFAULTS, "federation.rounds": 2})
     app = typer.Typer()
-    app.command()(private_recipe.main)
+    app.command()(recipe_choices.main)
     arguments = ["--data", write_data(tmp_path / "data", 0), "--public", write_data(tmp_path / "public", 1)]
     arguments += ["--users", "500", "--seeds", "0,1", "--warm-rounds", "2", "--out", str(tmp_path / "runs")]
     arguments += ["--only", "adapts the head; learning rate 1e-2", "--json", str(tmp_path / "f.json")]

@@ -1,6 +1,6 @@
 """What buys utility under privacy: the private defaults, and one choice changed at a time.
 
-``python -m simulations.benchmarks.private_recipe --data FOLDER [--public FOLDER] [--only a,b] [--json FILE]``
+``python -m simulations.benchmarks.recipe_choices --data FOLDER [--public FOLDER] [--only a,b] [--json FILE]``
 
 Private defaults must not be chosen on private data, and public data sets are small. So every choice is run on the few
 users of a public data set with the noise that a site with many users (``--users``) would need for the same epsilon,
