@@ -234,7 +234,10 @@ def _range(key: str, entry: Mapping[str, Any], settings: Settings, source: str) 
     ):
         kind = "whole number" if whole else "number"
         raise SettingsError(f"{where}: step must be a {kind} above 0, at most {high - low:g}, got {step!r}")
-    return Range(key=key, low=low, high=high, log=log, step=step, whole=whole)
+    found = Range(key=key, low=low, high=high, log=log, step=step, whole=whole)
+    if step is not None and not found.holds(high):
+        raise SettingsError(f"{where}: steps of {step:g} from {low:g} do not lead to high = {high:g}")
+    return found
 
 
 def _checked(key: str, value: Any, settings: Settings, source: str) -> Scalar:

@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
+from sqlalchemy.pool import QueuePool
 
 from metarec_shared.errors import CheckpointError, MetaRecError
 from metarec_shared.fingerprint import data_fingerprint
@@ -151,7 +153,11 @@ def _opened(plan: Plan, out: Path) -> Iterator[optuna.Study]:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     path = (out / STUDY_FILE).absolute()
     try:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        # Not by a URL, in which ?, % and {} of a folder's name would mean something else.
+        storage = optuna.storages.RDBStorage(
+            "sqlite://",
+            engine_kwargs={"creator": partial(sqlite3.connect, path, check_same_thread=False), "poolclass": QueuePool},
+        )
     except Exception as error:  # SQLAlchemy's and alembic's own
         raise CheckpointError(f"{path}: cannot be read as a study: {error}") from error
     try:

@@ -410,6 +410,16 @@ def test_one_process_at_a_time_works_on_a_study(tmp_path: Path, plan: Plan) -> N
     lock.close()
 
 
+def test_a_study_is_kept_in_its_folder_whatever_the_folder_is_called(tmp_path: Path, plan: Plan) -> None:
+    for name in ("a?b", "a?c", "a#b", "50%25", "{0}", "sp ace ü"):
+        out = tmp_path / "studies" / name
+        tune(replace(plan, trials=1), out, quiet)
+        assert (out / "study.db").stat().st_size > 0
+        assert [row["trial"] for row in rows(out)] == ["0000"]
+        assert (out / "trials" / "0000-seed-0" / "training.json").exists()  # run here, not found in another study
+    assert len(list((tmp_path / "studies").iterdir())) == 6
+
+
 def test_a_file_that_is_no_study_is_named(tmp_path: Path, plan: Plan) -> None:
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "study.db").write_text("nothing of the kind, however long it is" * 100)

@@ -71,6 +71,8 @@ def test_the_built_in_space_holds_the_defaults_and_can_be_drawn_from() -> None:
         ('"outer.momentum" = { low = 0.1, high = 0.9, log = 1 }', "log must be true or false, got 1"),
         ('"outer.momentum" = { low = 0.1, high = 0.9, step = 1 }', "step must be a number above 0, at most 0.8, got 1"),
         ('"adaptation.steps" = { low = 1, high = 5, step = 0.5 }', "step must be a whole number above 0, at most 4"),
+        ('"adaptation.steps" = { low = 1, high = 4, step = 2 }', "steps of 2 from 1 do not lead to high = 4"),
+        ('"outer.momentum" = { low = 0.0, high = 0.5, step = 0.2 }', "steps of 0.2 from 0 do not lead to high = 0.5"),
         ('"adaptation.steps" = { low = 1.5, high = 5 }', "adaptation.steps must be a whole number, got 1.5"),
         ('"outer.momentum" = { choices = [0.1] }\n[outer]\nmomentum = { choices = [0.2] }', "stands there twice"),
         ("x = [", "not TOML"),
