@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from metarec_shared.augmentation import time_ranks
 from metarec_shared.errors import DataError
 from metarec_shared.evaluation import batched
 from metarec_shared.population import Population
@@ -95,9 +96,12 @@ def _task(population: Population, settings: Settings, user: int, cell: str) -> T
     before = stop - sizes.query
     early, recent = np.arange(start, start + sizes.support), np.arange(before - sizes.support, before)
     rows = np.concatenate([early, recent])
+    mask = np.repeat([cell == "early", cell == "recent"], sizes.support)
     return Task(
         support=histories.items[rows].astype(np.int64),
-        support_mask=np.repeat([cell == "early", cell == "recent"], sizes.support),
+        support_mask=mask,
         feedback=feedback_levels(histories.ratings[rows], population.rating_scale),
         query=histories.items[before:stop].astype(np.int64),
+        in_time=True,
+        recency=time_ranks(rows[None], mask[None])[0],
     )

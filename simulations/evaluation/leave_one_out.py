@@ -10,6 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarec_shared.augmentation import time_ranks
 from metarec_shared.dataset import Dataset
 from metarec_shared.errors import DataError
 from metarec_shared.evaluation import batched
@@ -221,7 +222,14 @@ class LeaveOneOutTrial(RankingTrial):
             feedback = np.append(feedback, feedback_levels(np.array([rating], dtype=np.float32), scale))
             mask = np.append(mask, seen)
         wanted = split.test if use == "test" else split.validation
-        return Task(support=support, support_mask=mask, feedback=feedback, query=wanted[[place]])
+        return Task(
+            support=support,
+            support_mask=mask,
+            feedback=feedback,
+            query=wanted[[place]],
+            in_time=True,
+            recency=time_ranks(np.arange(len(support))[None], mask[None])[0],
+        )
 
     def _rating(self, user: int, item: int) -> float:
         histories = self._dataset.interactions
@@ -275,4 +283,5 @@ def latest(batch: TaskBatch, most: int) -> TaskBatch:
         support_mask=mask,
         feedback=batch.feedback.gather(1, places).masked_fill(~mask, 0),
         known=support.masked_fill(~mask, -1),
+        recency=None if batch.recency is None else batch.recency.gather(1, places).masked_fill(~mask, 0),
     )

@@ -151,6 +151,16 @@ class TestInterestDrift:
         for cell in (early, recent):
             assert [q for batch in cell for q in queries(batch)] == [history[-5:] for history in long_enough]
 
+    def test_histories_are_read_in_time_and_the_newest_item_that_is_read_has_rank_1(self, drift: RankingTrial) -> None:
+        for cell, expected in zip(
+            drift.problem.cells, ([4, 3, 2, 1, 0, 0, 0, 0], [0, 0, 0, 0, 4, 3, 2, 1]), strict=True
+        ):
+            for batch in (*cell.validation.batches, *cell.test.batches):
+                assert batch.in_time is not None
+                assert batch.in_time.all()
+                assert batch.recency is not None
+                assert batch.recency.tolist() == [expected] * len(batch)
+
     def test_both_cells_rank_the_same_items(self, drift: RankingTrial) -> None:
         early, recent = (cell.test for cell in drift.problem.cells)
         for place in range(len(early.batches)):
