@@ -20,7 +20,10 @@ class Format(StrEnum):
 def recommend(
     model: Annotated[Path, typer.Option(help="Folder of a run.", metavar="RUN")],
     history: Annotated[
-        str, typer.Option(help="File with one item id or title a line, and a tab and a rating by choice; - for stdin.")
+        str,
+        typer.Option(
+            help="File with one item id or title a line, and by choice a rating and a time, each after a tab; - for stdin."
+        ),
     ],
     top_k: Annotated[int, typer.Option(min=1, help="Items to recommend.")] = 10,
     output: Annotated[Format, typer.Option("--format", help="How to print them.")] = Format.TABLE,
