@@ -22,7 +22,7 @@ def recommend(
     history: Annotated[
         str,
         typer.Option(
-            help="File with one item id or title a line, and by choice a rating and a time, each after a tab; - for stdin."
+            help="File with one item id or title a line, and by choice a rating and a time, after tabs; - for stdin."
         ),
     ],
     top_k: Annotated[int, typer.Option(min=1, help="Items to recommend.")] = 10,

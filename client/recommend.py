@@ -47,9 +47,9 @@ class Profile:
 def read_history(lines: Iterable[str], catalogue: Catalogue, scale: RatingScale | None, source: str) -> Profile:
     """Read a history: one item id or one exact title a line, then, each after a tab, by choice a rating and a time.
 
-    Times are numbers that grow, seconds since 1970 say; the rating before one may be empty. Where every line has one the
-    history is put in their order, and is known to be in time. An item named twice counts once, as it was named first.
-    Blank lines are passed over.
+    Times are numbers that grow, seconds since 1970 say; the rating before one may be empty. Where every line has a time
+    the history is put in their order. An item named twice counts once, as it was named first. Blank lines are passed
+    over.
 
     Args:
         lines: The history.
@@ -66,7 +66,8 @@ def read_history(lines: Iterable[str], catalogue: Catalogue, scale: RatingScale 
     skipped: list[str] = []
     timed: bool | None = None
     for number, line in enumerate(lines, start=1):
-        name, rating, when = (line.strip("\r\n").split("\t", 2) + ["", ""])[:3]
+        name, _, rest = line.strip("\r\n").partition("\t")
+        rating, _, when = rest.partition("\t")
         if not name.strip():
             continue
         where = f"{source} line {number}"

@@ -15,10 +15,9 @@ from metarec_shared.model import BertRecommender
 from metarec_shared.population import Population
 from metarec_shared.randomness import uniforms
 from metarec_shared.settings import DataSettings, Settings
-from metarec_shared.sources import load_catalogue, load_dataset
+from metarec_shared.sources import catalogue_features, load_catalogue, load_dataset
 from metarec_shared.split import Role
 from metarec_shared.tasks import Order
-from metarec_shared.text import text_features
 from simulations.baselines.popularity import fit_popularity
 from simulations.evaluation.derived import settings_with_data
 from simulations.evaluation.protocol import CHANCE, OURS, EvaluationProtocol, Method, Say
@@ -100,7 +99,7 @@ class CrossDomain(EvaluationProtocol):
         cells = [cell for cell in cells if len(cell.test)]
         if not cells:
             raise DataError(f"{second.name}: no test users have two interactions or more")
-        features = text_features(second.catalogue, settings.text, corpus=first, seed=settings.run.seed)
+        features = catalogue_features(second.catalogue, settings, corpus=first)
         users = _few(population)
         problem = RankingProblem(
             settings=settings,

@@ -10,6 +10,7 @@ import torch
 
 from metarec_shared.dataset import Dataset
 from metarec_shared.errors import DataError, SettingsError
+from metarec_shared.item_vectors import ItemVectors, write_item_vectors
 from metarec_shared.packed import write_packed
 from metarec_shared.population import Population
 from metarec_shared.settings import Settings
@@ -214,6 +215,26 @@ class TestCrossDomain:
             for support, query in zip(supports(batch), queries(batch), strict=True):
                 assert len(support) == 3
                 assert any({*support, *query} <= history for history in tested)
+
+    def test_further_item_vectors_stand_behind_those_of_the_text(
+        self, settings: Settings, second: tuple[Path, Dataset], tmp_path: Path
+    ) -> None:
+        first, catalogue = load_dataset(settings).catalogue, second[1].catalogue
+        ids = sorted({*first.item_ids, *catalogue.item_ids})
+        values = torch.randn(len(ids), 3, generator=torch.Generator().manual_seed(0)).numpy()
+        write_item_vectors(tmp_path / "further.npz", ItemVectors(item_ids=ids, values=values))
+        further = settings.with_values({"data.item-vectors": str(tmp_path / "further.npz")}, "test")
+        further = replace(further, evaluation=replace(further.evaluation, onto=str(second[0])))
+        text = CrossDomain().open(further, tmp_path, quiet).problem.text
+        plain = (
+            CrossDomain()
+            .open(replace(further, data=replace(further.data, item_vectors="")), tmp_path, quiet)
+            .problem.text
+        )
+        rows = [ids.index(item) for item in catalogue.item_ids]
+        expected = (values - values.mean(axis=0)) / values.std(axis=0) / 3**0.5
+        torch.testing.assert_close(text[:, : plain.shape[1]], plain)
+        torch.testing.assert_close(text[:, plain.shape[1] :], torch.from_numpy(expected[rows]), atol=1e-5, rtol=1e-5)
 
     def test_from_scratch_gets_so_many_users_and_none_who_is_tested(
         self, crossing: CrossDomainTrial, second: tuple[Path, Dataset]
