@@ -225,7 +225,9 @@ class TestCrossDomain:
         write_item_vectors(tmp_path / "further.npz", ItemVectors(item_ids=ids, values=values))
         further = settings.with_values({"data.item-vectors": str(tmp_path / "further.npz")}, "test")
         further = replace(further, evaluation=replace(further.evaluation, onto=str(second[0])))
-        text = CrossDomain().open(further, tmp_path, quiet).problem.text
+        trial = CrossDomain().open(further, tmp_path, quiet)
+        assert trial.scratch_settings.data.item_vectors == further.data.item_vectors
+        text = trial.problem.text
         plain = (
             CrossDomain()
             .open(replace(further, data=replace(further.data, item_vectors="")), tmp_path, quiet)
