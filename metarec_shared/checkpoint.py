@@ -25,8 +25,9 @@ from metarec_shared.files import write_atomically, write_json, write_text
 from metarec_shared.model import BertRecommender
 from metarec_shared.model_card import model_card
 from metarec_shared.settings import Settings, flatten
-from metarec_shared.task_regression import TaskRegression
+from metarec_shared.task_regression import TaskRegression, TextWeights
 from metarec_shared.tasks import Order
+from metarec_shared.text_ridge import fit_text_ridge
 
 FORMAT = 2
 _BEFORE = {1: {"model.order-aware": False, "tasks.time-share": 0.0}}
@@ -73,9 +74,17 @@ class Checkpoint:
     def full_model(self) -> BertRecommender:
         """Return the recommender over the whole catalogue: an item training did not know comes by its text alone.
 
-        Such an item has no ID vector, and the lowest score bias of the known items.
+        Such an item has no ID vector. Its score bias, and what task regressions say of it, are predicted from its text
+        as those of the known items are from theirs.
         """
-        return self.transferred(self.text, self.items.positions, np.arange(len(self.items.positions)))
+        known = self.items.positions
+        model = self.transferred(self.text, known, np.arange(len(known)))
+        unknown = torch.ones(len(self.text), dtype=torch.bool).index_fill(0, torch.from_numpy(known), False)
+        if unknown.any():
+            bias = fit_text_ridge(self.text[~unknown], self.parameters["item_bias"][:, None])
+            with torch.no_grad():
+                model.item_bias[unknown] = bias.predictions(self.text[unknown])[:, 0]
+        return model
 
     def transferred(
         self, text: torch.Tensor, positions: NDArray[np.int64], known: NDArray[np.int64]
@@ -97,7 +106,7 @@ class Checkpoint:
             parameters["item_ids"] = ids.new_zeros(len(text), ids.shape[1]).index_put((at,), ids[of])
         load_parameters(model, parameters, CheckpointError)
         model.regressions = {
-            order: regression.transferred(len(text), at, of) for order, regression in self.regressions.items()
+            order: regression.transferred(len(text), at, of, text) for order, regression in self.regressions.items()
         }
         return model.eval()
 
@@ -150,6 +159,9 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     for order, regression in checkpoint.regressions.items():
         tensors[f"{order}/neighbours"] = regression.neighbours.to(torch.int32)
         tensors[f"{order}/weights"] = regression.weights
+        if regression.by_text is not None:
+            tensors[f"{order}/text-coefficients"] = regression.by_text.coefficients
+            tensors[f"{order}/text-intercept"] = regression.by_text.intercept
     tensors["text"] = checkpoint.text.contiguous()
     tensors["known_items"] = torch.from_numpy(checkpoint.items.positions)
     catalogue = checkpoint.items.catalogue
@@ -187,9 +199,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         round_number=description["round"],
         validation=description["validation"],
         regressions={
-            order: TaskRegression(
-                neighbours=tensors[f"{order}/neighbours"].long(), weights=tensors[f"{order}/weights"], blend=blend
-            )
+            order: _load_regression(tensors, order, blend)
             for order, blend in description.get("regressions", {}).items()
         },
     )
@@ -221,6 +231,23 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def tensors_below(tensors: dict[str, torch.Tensor], prefix: str) -> Parameters:
     """Return the tensors whose name begins with ``prefix``, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _load_regression(tensors: dict[str, torch.Tensor], order: str, blend: float) -> TaskRegression:
+    coefficients, by_text = tensors.get(f"{order}/text-coefficients"), None
+    if coefficients is not None:
+        by_text = TextWeights(
+            coefficients=coefficients,
+            intercept=tensors[f"{order}/text-intercept"],
+            positions=torch.zeros(0, dtype=torch.int64),
+            text=coefficients[:0],
+        )
+    return TaskRegression(
+        neighbours=tensors[f"{order}/neighbours"].long(),
+        weights=tensors[f"{order}/weights"],
+        blend=blend,
+        by_text=by_text,
+    )
 
 
 def _load_catalogue(path: Path) -> Catalogue:

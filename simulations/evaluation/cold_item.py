@@ -51,15 +51,8 @@ class ColdItemTrial(RankingTrial):
         self.catalogue, self.cold = catalogue, cold
 
     def model(self, checkpoint: Checkpoint) -> BertRecommender:
-        """Return the model over the whole catalogue: cold items by their text, without ID vector.
-
-        They get the mean score bias of the others, as the regressions' intercept gives them the mean column. The lowest
-        bias, the model's own choice, is right where items are unknown because nobody wants them.
-        """
-        model = checkpoint.full_model()
-        with torch.no_grad():
-            model.item_bias[self.cold] = model.item_bias[~self.cold].mean()
-        return model
+        """Return the model over the whole catalogue: cold items by their text."""
+        return checkpoint.full_model()
 
     def ridge(self, features: Float[Tensor, "items features"]) -> Scorers:
         """Regress columns of EASE and item-kNN models on features; choose on validation users."""
