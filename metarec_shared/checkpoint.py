@@ -72,24 +72,16 @@ class Checkpoint:
         return model.to(place).eval()
 
     def full_model(self) -> BertRecommender:
-        """Return the recommender over the whole catalogue: an item training did not know comes by its text alone.
-
-        Such an item has no ID vector. Its score bias, and what task regressions say of it, are predicted from its text
-        as those of the known items are from theirs.
-        """
-        known = self.items.positions
-        model = self.transferred(self.text, known, np.arange(len(known)))
-        unknown = torch.ones(len(self.text), dtype=torch.bool).index_fill(0, torch.from_numpy(known), False)
-        if unknown.any():
-            bias = fit_text_ridge(self.text[~unknown], self.parameters["item_bias"][:, None])
-            with torch.no_grad():
-                model.item_bias[unknown] = bias.predictions(self.text[unknown])[:, 0]
-        return model
+        """Return the recommender over the whole catalogue: an item training did not know comes by its text alone."""
+        return self.transferred(self.text, self.items.positions, np.arange(len(self.items.positions)))
 
     def transferred(
         self, text: torch.Tensor, positions: NDArray[np.int64], known: NDArray[np.int64]
     ) -> BertRecommender:
-        """Return the recommender over another catalogue.
+        """Return the recommender over another catalogue: an item training did not know comes by its text alone.
+
+        Such an item has no ID vector. Its score bias, and what task regressions say of it, are predicted from its text
+        as those of the known items are from theirs.
 
         Args:
             text: Text vectors of that catalogue, by the same encoder, [items, text].
@@ -100,7 +92,7 @@ class Checkpoint:
         model = BertRecommender(text, self.settings.model, self.settings.adaptation)
         parameters = dict(self.parameters)
         bias = self.parameters["item_bias"]
-        parameters["item_bias"] = bias.min().repeat(len(text)).index_put((at,), bias[of])
+        parameters["item_bias"] = self._bias_by_text(text).index_put((at,), bias[of])
         if model.item_ids is not None:
             ids = self.parameters["item_ids"]
             parameters["item_ids"] = ids.new_zeros(len(text), ids.shape[1]).index_put((at,), ids[of])
@@ -109,6 +101,10 @@ class Checkpoint:
             order: regression.transferred(len(text), at, of, text) for order, regression in self.regressions.items()
         }
         return model.eval()
+
+    def _bias_by_text(self, text: torch.Tensor) -> torch.Tensor:
+        known = self.text[torch.from_numpy(self.items.positions)]
+        return fit_text_ridge(known, self.parameters["item_bias"][:, None]).predictions(text)[:, 0]
 
     def describe(self) -> dict[str, Any]:
         """Return the description that stands in the file's header."""
