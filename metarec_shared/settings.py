@@ -186,6 +186,7 @@ class RegressionSettings:
     penalty: float = setting(0.5, "of its squared weights, over the mean diagonal of the moments", low=1e-6)
     neighbours: int = setting(200, "weights kept of each support item", low=1)
     most_items: int = setting(8192, "items it is solved for at most, the most frequent ones", low=1)
+    by_text: bool = setting(True, "predict from their text the weights of items that training does not know")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
