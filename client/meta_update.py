@@ -229,13 +229,13 @@ def _evaluation_batches(learner: Learner, nodes: Nodes, request: EvaluateRequest
     """Return the tasks of the judged users, drawn once for as long as the same nodes are asked the same."""
     sizes = learner.settings.evaluation
     users = nodes.judged(request.role, request.sampling_rate)
-    key = (id(nodes.population), users.tobytes(), request.order, request.draws, request.rating_scale)
+    key = (id(nodes.population), users.tobytes(), request.order, request.support, request.draws, request.rating_scale)
     if learner.drawn_for_evaluation is None or learner.drawn_for_evaluation[0] != key:
         tasks = [
             task
             for draw in range(request.draws)
             for task in cold_user_tasks(
-                nodes.population, users, request.order, sizes.support, sizes.query, request.rating_scale, draw
+                nodes.population, users, request.order, request.support, sizes.query, request.rating_scale, draw
             )
         ]
         learner.drawn_for_evaluation = (key, batched(tasks, min(USERS_AT_ONCE, learner.users_at_once)))

@@ -17,6 +17,7 @@ References:
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 State = dict[str, Tensor]
 """What the inner loop changes: named tensors with a leading user dimension."""
+
+FIRST_EVIDENCE = 3.0
+"""kappa before it is learned: with as many support items, inner learning rates are half of what they can be."""
 
 USERS_AT_ONCE = 16
 """Users whose own copies of the body are evaluated together; memory grows with it, speed hardly does."""
@@ -88,20 +92,42 @@ class Adaptation(nn.Module):
 class ClosedForm(Adaptation):
     """An inner loop that is a recursion on user vectors: the body runs once, and a few numbers a user are adapted."""
 
-    @abstractmethod
-    def user_rates(
-        self, encoded: Float[Tensor, "users width"], rates: Float[Tensor, "users steps ..."]
-    ) -> Float[Tensor, "users steps width"]:
-        """Return the learning rates of the recursion on user vectors.
-
-        Args:
-            encoded: What the body wrote.
-            rates: The inner learning rates as ``rates`` returns them, one copy a user.
-        """
-
     def __init__(self, settings: AdaptationSettings, rate_shape: tuple[int, ...] = ()) -> None:
         super().__init__(settings, rate_shape)
         self._pseudo_labels, self._pseudo_weight = settings.pseudo_labels, settings.pseudo_weight
+        self.weighs_evidence = self.learned and settings.evidence
+        if self.weighs_evidence:
+            self.raw_evidence = nn.Parameter(torch.full_like(self.raw_rates, math.log(math.expm1(FIRST_EVIDENCE))))
+
+    def rate_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that inner learning rates are made of, by name; none where the rates are fixed."""
+        return dict(self.named_parameters(recurse=False))
+
+    def user_rates(
+        self, encoded: Float[Tensor, "users width"], tasks: TaskBatch, own: Mapping[str, Tensor] | None = None
+    ) -> Float[Tensor, "users steps width"]:
+        """Return the learning rates of the recursion on user vectors.
+
+        With n support items rates are a n / (n + kappa), kappa learned: a few items say less than many.
+
+        Args:
+            encoded: What the body wrote.
+            tasks: The support sets.
+            own: ``rate_parameters``, a copy a user; None: one for all.
+        """
+        values = {name: value[None] for name, value in self.rate_parameters().items()} if own is None else own
+        rates = F.softplus(values["raw_rates"]) if self.learned else self.rates()[None]
+        rates = rates.expand(len(tasks), *rates.shape[1:])
+        if self.weighs_evidence:
+            n = tasks.support_mask.sum(dim=1).to(rates.dtype).view(-1, *(1 for _ in rates.shape[1:]))
+            rates = rates * n / (n + F.softplus(values["raw_evidence"]))
+        return self.reaching(encoded, rates)
+
+    @abstractmethod
+    def reaching(
+        self, encoded: Float[Tensor, "users width"], rates: Float[Tensor, "users steps ..."]
+    ) -> Float[Tensor, "users steps width"]:
+        """Return how far steps with ``rates`` move a user vector, over the support loss's gradient."""
 
     def start(self, h: Tensor, rows: Float[Tensor, "users support width"], tasks: TaskBatch) -> Tensor:
         """Return where the inner loop starts.
@@ -136,8 +162,8 @@ class ClosedForm(Adaptation):
         return self.learner.losses(*self._before(model, tasks, E), tasks)
 
     def _before(self, model: "BertRecommender", tasks: TaskBatch, E: Tensor) -> tuple[Tensor, Tensor, Items, Support]:
-        encoded, items, rates = model.encode(tasks, E), model.items(E), self.rates()
-        own = self.user_rates(encoded, rates.expand(len(tasks), *rates.shape))
+        encoded, items = model.encode(tasks, E), model.items(E)
+        own = self.user_rates(encoded, tasks)
         h = self.start(model.head(encoded), E[tasks.support], tasks)
         return h, own, items, self.support(h, own, items, tasks)
 
@@ -150,7 +176,7 @@ class UserVector(ClosedForm):
     def __init__(self, settings: AdaptationSettings, width: int) -> None:
         super().__init__(settings, (width,))
 
-    def user_rates(self, encoded: Tensor, rates: Tensor) -> Tensor:
+    def reaching(self, encoded: Tensor, rates: Tensor) -> Tensor:
         """Return the rates as they are."""
         return rates
 
@@ -177,7 +203,7 @@ class Head(ClosedForm):
 
     default_learning_rate = 0.005
 
-    def user_rates(self, encoded: Tensor, rates: Tensor) -> Tensor:
+    def reaching(self, encoded: Tensor, rates: Tensor) -> Tensor:
         """Return a_k (x'x + 1) for every dimension; in a first-order loop one of the two x is a constant."""
         other = encoded if self.learner.second_order else encoded.detach()
         reach = 1.0 + (encoded * other).sum(dim=-1, keepdim=True)

@@ -30,7 +30,10 @@ from metarec_shared.tasks import Order
 from metarec_shared.text_ridge import fit_text_ridge
 
 FORMAT = 3
-_BEFORE: dict[int, dict[str, Scalar]] = {1: {"model.order-aware": False, "tasks.time-share": 0.0}, 2: {}}
+_BEFORE: dict[int, dict[str, Scalar]] = {
+    1: {"model.order-aware": False, "tasks.time-share": 0.0, "adaptation.evidence": False},
+    2: {"adaptation.evidence": False},
+}
 """What earlier formats could not do, so that their settings do not say it."""
 _STATES_BEFORE = 2
 """State tokens up to format 2."""
@@ -119,7 +122,10 @@ class Checkpoint:
             "text_encoder": self.text_encoder,
             "rating_scale": None if scale is None else [scale.low, scale.high],
             "catalogue": self.items.catalogue.fingerprint,
-            "regressions": {order: regression.blend for order, regression in self.regressions.items()},
+            "regressions": {
+                order: {str(size): blend for size, blend in regression.blends.items()}
+                for order, regression in self.regressions.items()
+            },
             "settings": json.loads(self.settings.to_json()),
         }
 
@@ -189,7 +195,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     settings = Settings().with_values(values, str(folder / MODEL_FILE))
     scale = description["rating_scale"]
     parameters = tensors_below(tensors, "parameters/")
-    if settings.model.order_aware and len(states := parameters.get(_STATES, ())) == _STATES_BEFORE:
+    if settings.model.order_aware and (states := parameters.get(_STATES)) is not None and len(states) == _STATES_BEFORE:
         parameters[_STATES] = states[[0, 1, 1]]  # histories from the start were read as any in time order
     return Checkpoint(
         parameters=parameters,
@@ -201,8 +207,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         round_number=description["round"],
         validation=description["validation"],
         regressions={
-            order: _load_regression(tensors, order, blend)
-            for order, blend in description.get("regressions", {}).items()
+            order: _load_regression(tensors, order, blends)
+            for order, blends in description.get("regressions", {}).items()
         },
     )
 
@@ -248,7 +254,8 @@ def tensors_below(tensors: dict[str, torch.Tensor], prefix: str) -> Parameters:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _load_regression(tensors: dict[str, torch.Tensor], order: str, blend: float) -> TaskRegression:
+def _load_regression(tensors: dict[str, torch.Tensor], order: str, blends: dict[str, float] | float) -> TaskRegression:
+    """Read a regression; up to format 2 it had one blend for support sets of any size."""
     coefficients, by_text = tensors.get(f"{order}/text-coefficients"), None
     if coefficients is not None:
         by_text = TextWeights(
@@ -260,7 +267,7 @@ def _load_regression(tensors: dict[str, torch.Tensor], order: str, blend: float)
     return TaskRegression(
         neighbours=tensors[f"{order}/neighbours"].long(),
         weights=tensors[f"{order}/weights"],
-        blend=blend,
+        blends={int(size): blend for size, blend in blends.items()} if isinstance(blends, dict) else {1: blends},
         by_text=by_text,
     )
 

@@ -124,6 +124,7 @@ class EvaluateRequest:
     Attributes:
         role: Whose metrics.
         order: Order in which their histories are read.
+        support: Support items of each user.
         adapt: Whether to run the inner loop.
         draws: Random orders every user is judged in; one where the order is that of time.
         sampling_rate: Share of the users in the role that are judged, the same ones every time.
@@ -135,6 +136,7 @@ class EvaluateRequest:
 
     role: Role
     order: Order
+    support: int
     adapt: bool
     draws: int
     sampling_rate: float

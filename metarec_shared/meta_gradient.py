@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
-from torch.nn import functional as F
 
 from metarec_shared.adaptation import USERS_AT_ONCE, ClosedForm
 from metarec_shared.candidates import Candidates, sampled_query_losses
@@ -33,7 +32,6 @@ USERS_CLIPPED_AT_ONCE = 64
 logger = logging.getLogger(__name__)
 
 _ITEM_LAYERS = ("projection.", "item_ids", "item_norm.")
-_RAW_RATES = "adaptation.raw_rates"
 _BIAS = "item_bias"
 
 
@@ -303,8 +301,8 @@ class _ClosedForm:
         """Return the fused gradient, with what it is to be passed on to and the rows that were read."""
         rows = self._items.vectors[tasks.support].requires_grad_()
         encoded = self._model.read(tasks, rows, joined=True)
-        h, rates = self._adaptation.start(self._model.head(encoded), rows, tasks), self._adaptation.rates()
-        own = self._adaptation.user_rates(encoded, rates.expand(len(tasks), *rates.shape))
+        h = self._adaptation.start(self._model.head(encoded), rows, tasks)
+        own = self._adaptation.user_rates(encoded, tasks)
         with torch.no_grad():
             support = self._adaptation.support(h, own, self._items, tasks)
             part = fused_gradient(
@@ -326,8 +324,7 @@ class _ClosedForm:
     def sampled(self, tasks: TaskBatch, weights: Tensor, candidates: Candidates) -> None:
         bias = self._model.item_bias
         encoded = self._model.encode(tasks, self._E)
-        rates = self._adaptation.rates()
-        own = self._adaptation.user_rates(encoded, rates.expand(len(tasks), *rates.shape))
+        own = self._adaptation.user_rates(encoded, tasks)
         losses = sampled_query_losses(
             self._model.head(encoded), own, Items(self._E, bias), tasks, candidates,
             second_order=self._adaptation.learner.second_order,
@@ -346,11 +343,14 @@ class _ClosedForm:
         assert layers is not None
         tasks = self._perturbed(tasks)
         rows = self._items.vectors[tasks.support].requires_grad_()
-        raw, rates = self._own_rates(len(tasks))
+        raw = {
+            name: value.detach().expand(len(tasks), *value.shape).clone().requires_grad_()
+            for name, value in self._adaptation.rate_parameters().items()
+        }
         with recorded_uses(model.encoder, model.head, *self._adaptation.children()) as uses:
             encoded = model.read(tasks, rows)
             h = self._adaptation.start(model.head(encoded), rows, tasks)
-        own = self._adaptation.user_rates(encoded, rates)
+        own = self._adaptation.user_rates(encoded, tasks, raw)
         with torch.no_grad():
             support = self._adaptation.support(h, own, self._items, tasks)
             (part,) = chunk_gradients(
@@ -358,7 +358,14 @@ class _ClosedForm:
                 learner=self._adaptation.learner, support=support, users_at_once=len(tasks),
             )  # fmt: skip
         way_back = [(h, part.h), (own, part.rates)]
-        *of_uses, of_rows, of_raw = _differentiate(way_back, [*(use.returned for use in uses), rows, raw], keep=True)
+        inputs = [*(use.returned for use in uses), rows, *raw.values()]
+        found = _differentiate(way_back, inputs, keep=True)
+        of_uses, of_rows = found[: len(uses)], found[len(uses)]
+        of_raw = {
+            f"adaptation.{name}": value
+            for name, value in zip(raw, found[len(uses) + 1 :], strict=True)
+            if value is not None
+        }
         with torch.no_grad():
             values = support.weights[:, :, None] * part.factors.target[:, None]
             if of_rows is not None:
@@ -368,8 +375,9 @@ class _ClosedForm:
             for use, gradient in zip(uses, of_uses, strict=True):
                 if gradient is not None:
                     squares = squares + layer_squared_norms(use, gradient, self._released)
-            if of_raw is not None and _RAW_RATES in self._body:
-                squares = squares + of_raw.flatten(1).square().sum(dim=1)
+            for name, gradient in of_raw.items():
+                if name in self._body:
+                    squares = squares + gradient.flatten(1).square().sum(dim=1)
         whole = squares.isfinite()
         if not whole.all():
             self._without(~whole, tasks, weights)
@@ -379,20 +387,10 @@ class _ClosedForm:
         self._sums.norms.append(squares.clamp(min=0.0).sqrt())
         with torch.no_grad():
             self._add_factors(part.factors, single, scale)
-        layers_only = {name: value for name, value in self._body.items() if name != _RAW_RATES}
+        layers_only = {name: value for name, value in self._body.items() if name not in of_raw}
         scaled = [(h, part.h * scale[:, None]), (own, part.rates * scale[:, None, None])]
         self._sums.add(layers_only, _differentiate(scaled, list(layers_only.values())))
-        if of_raw is not None:
-            self._sums.add([_RAW_RATES], [torch.tensordot(scale, of_raw, dims=1)])
-
-    def _own_rates(self, users: int) -> tuple[Tensor | None, Tensor]:
-        """Return a copy of the raw inner learning rates for each user (None where they are fixed), and the rates."""
-        if not self._adaptation.learned:
-            rates = self._adaptation.rates()
-            return None, rates.expand(users, *rates.shape)
-        raw = self._adaptation.raw_rates.detach()
-        raw = raw.expand(users, *raw.shape).clone().requires_grad_()
-        return raw, F.softplus(raw)
+        self._sums.add(of_raw, (torch.tensordot(scale, value, dims=1) for value in of_raw.values()))
 
     def _without(self, broken: Tensor, tasks: TaskBatch, weights: Tensor) -> None:
         """Add a batch without its users whose gradient is not finite: they count with a loss and a norm of 0."""

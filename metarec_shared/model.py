@@ -134,7 +134,7 @@ class BertRecommender(nn.Module):
             of_order = torch.zeros(len(tasks), dtype=torch.bool) if tasks.in_time is None else tasks.in_time
             chosen = of_order if order == "time" else ~of_order
             mask = tasks.support_mask & chosen[:, None].to(tasks.support.device)
-            scored = scored + regression.blend * regression.predictions(tasks.support, mask)
+            scored = scored + regression.blended(tasks.support, mask)
         return scored
 
     def forward(

@@ -164,6 +164,9 @@ class AdaptationSettings:
     learning_rate: float = setting(
         0.0, "inner learning rate, the initial one where it is learned; 0: the default of what is adapted", low=0
     )
+    evidence: bool = setting(
+        True, "meta-sgd on user-vector or head: learn how much less a step is worth on a smaller support set"
+    )
     proximal: float = setting(1.0, "proximal: how strongly users are held at the initialization", low=1e-3)
     pseudo_labels: int = setting(
         0, "self-training: likely items that join the support set before users adapt once more; 0: none", low=0

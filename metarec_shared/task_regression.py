@@ -26,7 +26,8 @@ References:
     Gantner et al. (2010), Learning attribute-to-feature mappings for cold-start recommendations, section III.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.sparse as sp
@@ -194,13 +195,14 @@ class TaskRegression:
     Attributes:
         neighbours: Items that each item speaks for, int64 [items, neighbours].
         weights: How much, float32 [items, neighbours]; 0 where there are fewer.
-        blend: What a prediction is multiplied by before it is added to a model's scores.
+        blends: What a prediction is multiplied by before it is added to a model's scores, by the size of the support
+            set; between sizes linear, beyond them constant.
         by_text: What it says of items that only their text is known of; None: nothing.
     """
 
     neighbours: Int[Tensor, "items neighbours"]
     weights: Float[Tensor, "items neighbours"]
-    blend: float = 1.0
+    blends: Mapping[int, float] = field(default_factory=lambda: {1: 1.0})
     by_text: TextWeights | None = None
 
     def predictions(
@@ -220,12 +222,20 @@ class TaskRegression:
             scored[:, self.by_text.positions] += self.by_text.predictions(rows, mask)
         return scored
 
+    def blended(
+        self, support: Int[Tensor, "users support"], mask: Bool[Tensor, "users support"]
+    ) -> Float[Tensor, "users items"]:
+        """Return what is added to a model's scores: predictions by the blend of each support set's size."""
+        sizes = sorted(self.blends)
+        blends = np.interp(mask.sum(dim=1).cpu().numpy(), sizes, [self.blends[size] for size in sizes])
+        return torch.from_numpy(blends).to(self.weights)[:, None] * self.predictions(support, mask)
+
     def to(self, device: torch.device) -> "TaskRegression":
         """Return the regression on ``device``."""
         return TaskRegression(
             neighbours=self.neighbours.to(device),
             weights=self.weights.to(device),
-            blend=self.blend,
+            blends=self.blends,
             by_text=None if self.by_text is None else self.by_text.to(device),
         )
 
@@ -253,7 +263,7 @@ class TaskRegression:
         neighbours[here] = moved.clamp(min=0)[there]
         weights[here] = (self.weights * known)[there]
         by_text = None if self.by_text is None else self.by_text.transferred(items, here, there, text)
-        return TaskRegression(neighbours=neighbours, weights=weights, blend=self.blend, by_text=by_text)
+        return TaskRegression(neighbours=neighbours, weights=weights, blends=self.blends, by_text=by_text)
 
 
 def fit_task_regression(

@@ -180,6 +180,8 @@ def unpack_request(kind: type[RequestT], content: RecordDict) -> RequestT:
     if kind is EvaluateRequest:
         if values["role"] not in list(Role):
             raise WireError(f"no role {values['role']}")
+        if values["support"] < 1:
+            raise WireError(f"support must be at least 1, got {values['support']}")
         if len(values["blends"]) > _MOST_BLENDS or not np.isfinite(values["blends"]).all():
             raise WireError(f"blends must be at most {_MOST_BLENDS} finite numbers, got {len(values['blends'])}")
         values["role"], values["blends"] = Role(values["role"]), tuple(values["blends"])
@@ -193,6 +195,7 @@ _SCALARS: dict[str, tuple[type, ...]] = {
     "adapt": (bool,),
     "popularity": (bool,),
     "draws": (int,),
+    "support": (int,),
     "rating_scale": (RatingScale, type(None)),
     "blends": (list, tuple),
 }

@@ -166,6 +166,7 @@ class FedMAML(Strategy):
         request = EvaluateRequest(
             role=Role.VALIDATION,
             order=settings.evaluation.select_by,
+            support=settings.evaluation.support,
             adapt=settings.adaptation.steps > 0,
             draws=settings.evaluation.validation_draws if settings.evaluation.select_by == "random" else 1,
             sampling_rate=judges.sampling_rate,

@@ -33,6 +33,9 @@ from server.roster import Roster
 BLENDS = (0.0, *(float(2**power) for power in range(11)))
 """What predictions, which are shares of users, may be multiplied by to be added to logits."""
 
+SUPPORTS = (1, 3, 5, 10)
+"""Support items that blends are chosen for, as far as ``evaluation.support`` goes, and that."""
+
 BLENDS_FILE = "regressions.json"
 
 logger = logging.getLogger(__name__)
@@ -71,8 +74,8 @@ def add_task_regressions(grid: Grid, settings: Settings, roster: Roster, folder:
         save_checkpoint(replace(checkpoint, regressions=found), folder)
 
 
-def read_blends(folder: Path) -> dict[str, dict[str, float]]:
-    """Return, for every order that a regression was judged in, its blend and validation nDCG with it and without."""
+def read_blends(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Return, by order and by support items, a regression's blend and validation nDCG with it and without."""
     path = folder / BLENDS_FILE
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
@@ -90,10 +93,10 @@ class _Fitter:
         self._grid, self._settings, self._roster = grid, settings, roster
         self._catalogue, self._text, self._parameters = public.fingerprint, public.text, parameters
         self._items = len(parameters["item_bias"])
-        self.judged: dict[str, dict[str, float]] = {}
+        self.judged: dict[str, dict[str, dict[str, float]]] = {}
 
     def fitted(self, order: Order) -> TaskRegression | None:
-        """Return the regression with its best blend; None where there are no tasks, or the model is better alone."""
+        """Return the regression with its best blends; None where there are no tasks, or the model is better alone."""
         moments = self._moments(order)
         if not moments.support.nnz:
             return None
@@ -105,16 +108,24 @@ class _Fitter:
             most_items=sizes.most_items,
             text=self._text if sizes.by_text else None,
         )
-        values = self._judged(order, regression)
-        if not values:
-            return None
-        best = max(range(len(BLENDS)), key=lambda place: values[place])
-        logger.info(
-            "task regression, %s order: validation nDCG@%d %.4f, %.4f without",
-            order, self._settings.evaluation.k, values[best], values[0],
-        )  # fmt: skip
-        self.judged[order] = {"blend": BLENDS[best], "validation": values[best], "without": values[0]}
-        return replace(regression, blend=BLENDS[best]) if BLENDS[best] else None
+        blends: dict[int, float] = {}
+        for support in self._supports():
+            values = self._judged(order, support, regression)
+            if not values:
+                continue
+            best = max(range(len(BLENDS)), key=lambda place: values[place])
+            blends[support] = BLENDS[best]
+            logger.info(
+                "task regression, %s order, %d support items: validation nDCG@%d %.4f, %.4f without",
+                order, support, self._settings.evaluation.k, values[best], values[0],
+            )  # fmt: skip
+            figures = {"blend": BLENDS[best], "validation": values[best], "without": values[0]}
+            self.judged.setdefault(order, {})[str(support)] = figures
+        return replace(regression, blends=blends) if any(blends.values()) else None
+
+    def _supports(self) -> list[int]:
+        most = self._settings.evaluation.support
+        return [*(size for size in SUPPORTS if size < most), most]
 
     def _moments(self, order: Order) -> TaskMoments:
         content = wire.pack_request(MomentsRequest(catalogue=self._catalogue, order=order))
@@ -130,13 +141,14 @@ class _Fitter:
         tally.check(self._settings.federation)
         return total
 
-    def _judged(self, order: Order, regression: TaskRegression) -> list[float]:
+    def _judged(self, order: Order, support: int, regression: TaskRegression) -> list[float]:
         """Return nDCG@k of validation users for each of ``BLENDS``; empty where none is long enough."""
         settings = self._settings
         judges = self._roster.judges(settings.run.seed, settings.evaluation.users)
         request = EvaluateRequest(
             role=Role.VALIDATION,
             order=order,
+            support=support,
             adapt=True,
             draws=settings.evaluation.validation_draws if order == "random" else 1,
             sampling_rate=judges.sampling_rate,

@@ -42,7 +42,7 @@ def textbook_meta_gradient(
         task = tasks.rows(user, user + 1)
         support, query = task.support[0][task.support_mask[0]], task.query[0][task.query_mask[0]]
         state, score = _start(learner, task, id_mask, choice)
-        for rate in learner.adaptation.rates() if len(support) else ():
+        for rate in _inner_rates(learner, len(support)) if len(support) else ():
             loss = F.cross_entropy(score(state).expand(len(support), -1), support)
             found = torch.autograd.grad(loss, list(state.values()), create_graph=True, allow_unused=True)
             gradients = {
@@ -58,6 +58,12 @@ def textbook_meta_gradient(
         for name, gradient in own.items():
             total[name] += weights[user] * factor * gradient
     return total
+
+
+def _inner_rates(model: BertRecommender, support: int) -> Tensor:
+    """Return the inner learning rates of a user with ``support`` support items, a row a step."""
+    rates, evidence = model.adaptation.rates(), dict(model.adaptation.named_parameters()).get("raw_evidence")
+    return rates if evidence is None else rates * support / (support + F.softplus(evidence))
 
 
 def _start(

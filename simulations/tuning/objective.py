@@ -143,7 +143,8 @@ def _value(folder: Path, settings: Settings) -> float:
         FederationError: There is none, or it is not finite.
     """
     training = json.loads((folder / TRAINING_FILE).read_text(encoding="utf-8"))
-    judged = training["regressions"].get(settings.evaluation.select_by)
+    regressions = training["regressions"].get(settings.evaluation.select_by, {})
+    judged = regressions.get(str(settings.evaluation.support))
     value = training["best_validation"] if judged is None else judged["validation"]
     if value is None or not math.isfinite(value):
         raise FederationError(f"{folder.name}: no validation user was evaluated, or not to a finite metric")

@@ -99,7 +99,7 @@ def ask(
             round_number=round_number, sampling_rate=rate, rating_scale=scales, catalogue=public.fingerprint
         ),
         "evaluate": EvaluateRequest(
-            role=Role.VALIDATION, order="random", adapt=True, draws=1, sampling_rate=1.0, rating_scale=None,
+            role=Role.VALIDATION, order="random", support=10, adapt=True, draws=1, sampling_rate=1.0, rating_scale=None,
             catalogue=public.fingerprint,
         ),
     }  # fmt: skip

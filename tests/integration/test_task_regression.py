@@ -35,12 +35,12 @@ def run(tmp_path: Path, **values: Any) -> tuple[Settings, Path]:
     return settings, folder
 
 
-def ndcg(settings: Settings, folder: Path, order: Any, blends: dict[str, float]) -> float:
-    """Return validation nDCG of the checkpoint with other blends."""
+def ndcg(settings: Settings, folder: Path, order: Any, support: int, blend: float) -> float:
+    """Return validation nDCG of the checkpoint with another blend."""
     checkpoint = load_checkpoint(folder)
     model = checkpoint.model()
     model.regressions = {
-        name: TaskRegression(neighbours=r.neighbours, weights=r.weights, blend=blends[name])
+        name: TaskRegression(neighbours=r.neighbours, weights=r.weights, blends={1: blend})
         for name, r in checkpoint.regressions.items()
     }
     dataset = load_training_dataset(settings)
@@ -50,7 +50,7 @@ def ndcg(settings: Settings, folder: Path, order: Any, blends: dict[str, float])
     tasks = [
         task
         for draw in draws
-        for task in cold_user_tasks(population, users, order, sizes.support, sizes.query, population.rating_scale, draw)
+        for task in cold_user_tasks(population, users, order, support, sizes.query, population.rating_scale, draw)
     ]
     return float(evaluate(model_scorer(model, adapt=True), batched(tasks), sizes.k)[f"ndcg@{sizes.k}"].mean())
 
@@ -60,9 +60,24 @@ def test_a_run_ends_with_regressions_whose_blend_is_best_on_validation_users(tmp
     checkpoint = load_checkpoint(folder)
     assert set(checkpoint.regressions) == {"random", "time"}
     for order, regression in checkpoint.regressions.items():
-        values = [ndcg(settings, folder, order, dict.fromkeys(checkpoint.regressions, blend)) for blend in BLENDS]
-        assert values[BLENDS.index(regression.blend)] == pytest.approx(max(values))
-        assert max(values) > values[0]
+        assert list(regression.blends) == [1, 3, settings.evaluation.support]
+        gained = []
+        for support, chosen in regression.blends.items():
+            values = [ndcg(settings, folder, order, support, blend) for blend in BLENDS]
+            assert values[BLENDS.index(chosen)] == pytest.approx(max(values))
+            gained.append(max(values) > values[0])
+        assert any(gained)
+
+
+def test_between_sizes_a_blend_is_linear_and_beyond_them_constant() -> None:
+    regression = TaskRegression(
+        neighbours=torch.tensor([[1], [2], [0], [3]]), weights=torch.ones(4, 1), blends={2: 4.0, 4: 8.0}
+    )
+    support = torch.tensor([[0, 1, 2, 3]])
+    for size, wanted in ((0, 0.0), (1, 4.0), (2, 4.0), (3, 6.0), (4, 8.0)):
+        added = regression.blended(support, torch.arange(4)[None] < size)
+        torch.testing.assert_close(added, wanted * regression.predictions(support, torch.arange(4)[None] < size))
+        assert float(added.sum()) == wanted * size
 
 
 @pytest.mark.parametrize("nodes", [0, 3])
@@ -112,7 +127,7 @@ def test_a_checkpoint_keeps_its_regressions_and_one_of_an_earlier_format_has_non
     for order, regression in before.regressions.items():
         assert torch.equal(after.regressions[order].neighbours, regression.neighbours)
         assert torch.equal(after.regressions[order].weights, regression.weights)
-        assert after.regressions[order].blend == regression.blend
+        assert after.regressions[order].blends == regression.blends
 
 
 def test_items_hidden_from_training_are_spoken_for_by_their_text_unless_that_is_off(tmp_path: Path) -> None:
@@ -146,7 +161,7 @@ def test_only_users_of_an_order_get_its_predictions(tmp_path: Path) -> None:
         plain = model(batch)
     for row, order in enumerate(("random", "time")):
         regression = checkpoint.regressions[order]  # type: ignore[index]
-        expected = regression.blend * regression.predictions(batch.support, batch.support_mask)[row]
+        expected = regression.blends[4] * regression.predictions(batch.support, batch.support_mask)[row]
         torch.testing.assert_close(added[row] - plain[row], expected, atol=1e-4, rtol=1e-4)
 
 

@@ -112,7 +112,7 @@ def test_the_command_leaves_settings_that_simulate_takes_and_a_report_that_says_
     again = run_settings(out / "best.toml", [], {"run.out": str(tmp_path / "run")})
     assert again.outer.learning_rate == float(best[0])
     result = simulate(again, "in-process", quiet, baselines=False)
-    assert result["regressions"]["random"]["validation"] == pytest.approx(values[best])
+    assert result["regressions"]["random"][str(again.evaluation.support)]["validation"] == pytest.approx(values[best])
 
 
 def test_a_trials_value_is_the_validation_metric_that_selected_its_checkpoint(tmp_path: Path, plan: Plan) -> None:

@@ -56,7 +56,10 @@ def _naive_scores(model: BertRecommender, task: TaskBatch, choice: str, id_mask:
         def score(state: dict[str, Tensor]) -> Tensor:
             return functional_call(model, state, (task, id_mask), {"adapt": False})[0]
 
-    for rates in model.adaptation.rates():
+    all_rates, size = model.adaptation.rates(), int(task.support_mask.sum())
+    if "raw_evidence" in dict(model.adaptation.named_parameters()):
+        all_rates = all_rates * size / (size + torch.log1p(model.adaptation.raw_evidence.exp()))
+    for rates in all_rates:
         loss = _naive_support_loss(score(state), task)
         gradients = torch.autograd.grad(
             loss, list(state.values()), create_graph=second, retain_graph=True, allow_unused=True

@@ -121,7 +121,7 @@ def test_an_item_that_training_did_not_know_has_no_id_vector_and_the_bias_of_its
 
 def test_regressions_keep_what_they_say_of_text_and_earlier_ones_said_nothing(tmp_path: Path) -> None:
     random = torch.Generator().manual_seed(0)
-    plain = TaskRegression(neighbours=torch.arange(ITEMS)[:, None], weights=torch.ones(ITEMS, 1), blend=2.0)
+    plain = TaskRegression(neighbours=torch.arange(ITEMS)[:, None], weights=torch.ones(ITEMS, 1), blends={1: 2.0})
     by_text = TextWeights(
         coefficients=torch.randn(ITEMS, TEXT, generator=random),
         intercept=torch.randn(ITEMS, generator=random),

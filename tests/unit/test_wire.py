@@ -36,6 +36,7 @@ def an_update(**changes: torch.Tensor) -> RecordDict:
         EvaluateRequest(
             role=Role.VALIDATION,
             order="time",
+            support=10,
             adapt=True,
             draws=3,
             sampling_rate=0.5,
