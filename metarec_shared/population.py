@@ -106,4 +106,5 @@ class Population:
             query=self.interactions.items[rows[support : support + query]].astype(np.int64),
             in_time=order == "time",
             recency=recency,
+            attributes=None if self.interactions.attributes is None else self.interactions.attributes[user],
         )

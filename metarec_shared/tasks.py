@@ -44,6 +44,7 @@ class TaskBatch:
             deterministic function and a user's meta-gradient does not depend on who else is in the batch.
         in_time: Whose support and query sets are in a row in time; None: nobody's.
         recency: Rank of each support item in time, 1 for the newest, 0 where it is not known; None: of no item.
+        attributes: Hash of each attribute of the user, 0 where it is hidden or not told; None: nobody tells any.
     """
 
     support: Int[Tensor, "users support"]
@@ -55,6 +56,7 @@ class TaskBatch:
     dropout: Float[Tensor, "users positions width"] | None = None
     in_time: Bool[Tensor, " users"] | None = None
     recency: Int[Tensor, "users support"] | None = None
+    attributes: Int[Tensor, "users columns"] | None = None
 
     def __len__(self) -> int:
         return len(self.support)
@@ -85,7 +87,7 @@ class TaskBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One user's episode before padding: arrays of catalogue positions, feedback levels and ranks in time."""
+    """One user's episode before padding: arrays of catalogue positions, feedback levels, ranks in time, attributes."""
 
     support: NDArray[np.int64]
     support_mask: NDArray[np.bool_]
@@ -94,6 +96,7 @@ class Task:
     dropout: NDArray[np.float32] | None = None
     in_time: bool = False
     recency: NDArray[np.int64] | None = None
+    attributes: NDArray[np.int64] | None = None
 
 
 def feedback_levels(ratings: NDArray[np.float32], scale: RatingScale | None) -> NDArray[np.int64]:
@@ -168,6 +171,7 @@ def draw_training_tasks(
         dropout=_dropout_factors(keys, real, settings, width, address),
         in_time=torch.from_numpy(in_time),
         recency=None if recency is None else torch.from_numpy(recency),
+        attributes=_told(interactions.attributes, users, keys, settings.attribute_dropout, address),
     )
 
 
@@ -191,6 +195,21 @@ def with_substitutes(
     draws = torch.from_numpy(uniform_table(keys, 2 * tasks.support.shape[1], seed, "substitute", round_number))
     taken = torch.cat([tasks.known, tasks.query.masked_fill(~tasks.query_mask, -1)], dim=1)
     return replace(tasks, support=substitutes(tasks.support, taken, neighbours, draws.to(neighbours.device), chance))
+
+
+def _told(
+    attributes: NDArray[np.int64] | None,
+    users: NDArray[np.int64],
+    keys: NDArray[np.uint64],
+    dropout: float,
+    address: tuple[int, int],
+) -> Tensor | None:
+    """Return the attributes of ``users``, each hidden with chance ``dropout``, so that their absence is learned too."""
+    if attributes is None:
+        return None
+    seed, round_number = address
+    hidden = coin_table(keys, attributes.shape[1], dropout, seed, "attribute dropout", round_number)
+    return torch.from_numpy(np.where(hidden, 0, attributes[users]))
 
 
 def _shuffled(lengths: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -247,6 +266,7 @@ def pad(tasks: Sequence[Task]) -> TaskBatch:
         dropout=_stack_dropout(tasks, max(support_lengths)),
         in_time=torch.tensor([task.in_time for task in tasks]),
         recency=_stack_recency(tasks, support_lengths),
+        attributes=_stack_attributes(tasks),
     )
 
 
@@ -265,6 +285,13 @@ def _stack_recency(tasks: Sequence[Task], lengths: Sequence[int]) -> Tensor | No
         np.zeros(n, np.int64) if task.recency is None else task.recency for task, n in zip(tasks, lengths, strict=True)
     ]
     return _stack(rows, lengths, 0)
+
+
+def _stack_attributes(tasks: Sequence[Task]) -> Tensor | None:
+    """Stack attributes; a task without them, or with fewer, has 0, for not told."""
+    rows = [np.zeros(0, np.int64) if task.attributes is None else task.attributes for task in tasks]
+    lengths = [len(row) for row in rows]
+    return _stack(rows, lengths, 0) if any(lengths) else None
 
 
 def _stack_dropout(tasks: Sequence[Task], longest: int) -> Tensor | None:

@@ -100,4 +100,5 @@ def _task(population: Population, settings: Settings, user: int, cell: str) -> T
         support_mask=np.repeat([cell == "early", cell == "recent"], sizes.support),
         feedback=feedback_levels(histories.ratings[rows], population.rating_scale),
         query=histories.items[before:stop].astype(np.int64),
+        attributes=None if histories.attributes is None else histories.attributes[user],
     )
