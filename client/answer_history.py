@@ -3,13 +3,14 @@
 import json
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from client.recommend import read_history_bytes, read_history_file, recommend
+from client.recommend import read_attributes, read_history_bytes, read_history_file, recommend
 from metarec_shared.checkpoint import load_checkpoint
 from metarec_shared.device import one_thread
 
@@ -40,12 +41,18 @@ class Answer:
     milliseconds: float
 
 
-def answer_history(folder: Path, history: str, top_k: int) -> Answer:
+def answer_history(folder: Path, history: str, top_k: int, attributes: Sequence[str] = ()) -> Answer:
     """Adapt the model in ``folder`` to a history file (``-``: standard input) and recommend ``top_k`` items.
+
+    Args:
+        folder: Of a run.
+        history: The file.
+        top_k: How many.
+        attributes: What the user tells of himself, each ``column=value``.
 
     Raises:
         CheckpointError: The folder holds no usable model.
-        DataError: The history cannot be read.
+        DataError: The history, or an attribute, cannot be read.
     """
     checkpoint = load_checkpoint(folder)
     catalogue, scale = checkpoint.items.catalogue, checkpoint.rating_scale
@@ -53,6 +60,7 @@ def answer_history(folder: Path, history: str, top_k: int) -> Answer:
         profile = read_history_bytes(sys.stdin.buffer.read(), catalogue, scale, "standard input")
     else:
         profile = read_history_file(Path(history), catalogue, scale)
+    profile = replace(profile, attributes=read_attributes(attributes, checkpoint.settings))
     model = checkpoint.full_model()
     with one_thread():
         began = time.perf_counter()

@@ -23,10 +23,14 @@ def recommend(
         str, typer.Option(help="File with one item id or title a line, and a tab and a rating by choice; - for stdin.")
     ],
     top_k: Annotated[int, typer.Option(min=1, help="Items to recommend.")] = 10,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(help="What you tell of yourself, if the model reads it; may be repeated.", metavar="COLUMN=VALUE"),
+    ] = None,
     output: Annotated[Format, typer.Option("--format", help="How to print them.")] = Format.TABLE,
 ) -> None:
     """Recommend items for a history; nothing leaves this machine."""
     from client.answer_history import answer_history, print_json, print_table
 
-    answer = answer_history(model, history, top_k)
+    answer = answer_history(model, history, top_k, attribute or ())
     (print_json if output is Format.JSON else print_table)(answer)

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from metarec_shared.attributes import attribute_hash
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import DataError
 from metarec_shared.inner_loop import NEVER
 from metarec_shared.model import BertRecommender
+from metarec_shared.settings import Settings
 from metarec_shared.tasks import Task, feedback_levels, pad
 
 
@@ -35,10 +37,12 @@ class Profile:
     Attributes:
         items: What the catalogue holds of the history, each item once.
         skipped: What the catalogue lacks, as it was written.
+        attributes: Hashes of what the user tells of himself (``attribute_hash``).
     """
 
     items: Sequence[Item]
     skipped: Sequence[str] = field(default=())
+    attributes: Sequence[int] = field(default=())
 
 
 def read_history(lines: Iterable[str], catalogue: Catalogue, scale: RatingScale | None, source: str) -> Profile:
@@ -97,11 +101,31 @@ def read_history_bytes(content: bytes, catalogue: Catalogue, scale: RatingScale 
     return read_history(text.splitlines(), catalogue, scale, source)
 
 
+def read_attributes(assignments: Iterable[str], settings: Settings) -> list[int]:
+    """Read attributes, each ``column=value``, as the model of a run with ``settings`` reads them.
+
+    Raises:
+        DataError: The model reads none, it was not trained on such a column, or a text is no ``column=value``.
+    """
+    hashes = []
+    for assignment in assignments:
+        column, equals, value = (part.strip() for part in assignment.partition("="))
+        known = settings.data.attribute_names
+        if not (column and equals and value):
+            raise DataError(f"--attribute must be column=value, got {assignment!r}")
+        if not settings.model.attribute_buckets:
+            raise DataError(f"--attribute {column}: the model reads no attributes of users")
+        if known and column.casefold() not in (name.casefold() for name in known):
+            raise DataError(f"--attribute {column}: the model was trained on {', '.join(known)}")
+        hashes.append(attribute_hash(column, value))
+    return hashes
+
+
 @torch.no_grad()
 def recommend(model: BertRecommender, profile: Profile, top_k: int) -> list[tuple[int, float]]:
     """Return the positions and scores of the ``top_k`` best items, best first, none of them from the history.
 
-    With an empty history the unadapted meta-initialization ranks the catalogue. A model that reads an order in time
+    With an empty history the unadapted meta-initialization ranks the catalogue, by attributes alone if there are any. A model that reads an order in time
     takes the history's own, oldest item first.
     """
     positions = np.array([item.position for item in profile.items], dtype=np.int64)
@@ -111,6 +135,7 @@ def recommend(model: BertRecommender, profile: Profile, top_k: int) -> list[tupl
         feedback=np.array([item.feedback for item in profile.items], dtype=np.int64),
         query=positions[:0],
         recency=np.arange(len(positions), 0, -1),
+        attributes=np.array(profile.attributes, dtype=np.int64),
     )
     scores = model(pad([task]), adapt=len(positions) > 0)[0]
     scores[torch.from_numpy(positions)] = NEVER
