@@ -125,8 +125,8 @@ def read_attributes(assignments: Iterable[str], settings: Settings) -> list[int]
 def recommend(model: BertRecommender, profile: Profile, top_k: int) -> list[tuple[int, float]]:
     """Return the positions and scores of the ``top_k`` best items, best first, none of them from the history.
 
-    With an empty history the unadapted meta-initialization ranks the catalogue, by attributes alone if there are any. A model that reads an order in time
-    takes the history's own, oldest item first.
+    With an empty history the unadapted meta-initialization ranks the catalogue, by attributes alone if there are any.
+    A model that reads an order in time takes the history's own, oldest item first.
     """
     positions = np.array([item.position for item in profile.items], dtype=np.int64)
     task = Task(
