@@ -133,7 +133,9 @@ class ModelSettings:
     order_aware: bool = setting(True, "read histories in time order with a state token of their own")
     recency: bool = setting(False, "add an embedding of the rank in time to each support item that bert reads")
     attribute_buckets: int = setting(
-        0, "rows of the table of user attributes, into which column and value are hashed; 0: bert reads none", low=0
+        0,
+        "rows of the table of user attributes, by hash of column and value: ten times the values, or some share one; 0: off",
+        low=0,
     )
 
 

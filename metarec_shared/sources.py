@@ -110,5 +110,5 @@ def _dataset(data: DataSettings, generator: GeneratorSettings) -> Dataset:
     if data.path:
         return read_dataset(Path(data.path), data)
     if data.attribute_names:
-        raise DataError("data.user-attributes needs data.path: generated users have no attributes")
+        raise DataError("data.user-attributes needs data.path: generated users have none")
     return generate_dataset(generator)
