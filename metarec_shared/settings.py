@@ -134,7 +134,7 @@ class ModelSettings:
     recency: bool = setting(False, "add an embedding of the rank in time to each support item that bert reads")
     attribute_buckets: int = setting(
         0,
-        "rows of the table of user attributes, by hash of column and value: ten times the values, or some share one; 0: off",
+        "rows of the table of user attributes, by hash: ten times the values, lest many share one; 0: bert reads none",
         low=0,
     )
 
