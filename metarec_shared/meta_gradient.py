@@ -24,6 +24,7 @@ from metarec_shared.fused_inner_loop import Factors, chunk_gradients, fused_grad
 from metarec_shared.ghost_norms import GRAM_ITEMS, ItemLayers, Rows, layer_squared_norms, recorded_uses
 from metarec_shared.inner_loop import Items, Support, query_loss
 from metarec_shared.model import BertRecommender
+from metarec_shared.rating_head import rating_losses
 from metarec_shared.tasks import TaskBatch
 
 USERS_CLIPPED_AT_ONCE = 64
@@ -280,23 +281,42 @@ class _ClosedForm:
         own = self._adaptation.user_rates(encoded, rates.expand(len(tasks), *rates.shape))
         with torch.no_grad():
             part = fused_gradient(h, own, self._items, tasks, weights, second_order=self._adaptation.second_order)
-        self._sums.losses.append(part.losses)
-        *back, of_rows = _differentiate([(h, part.h), (own, part.rates)], [*self._body.values(), rows])
+        second, asked = self._second_task(h, tasks)
+        self._sums.losses.append(part.losses + sum(loss.detach() for loss in second))
+        way_back = [(h, part.h), (own, part.rates), *((loss, weights) for loss in second)]
+        *back, of_rows, of_asked = _differentiate(way_back, [*self._body.values(), rows, asked])
         self._sums.add(self._body, back)
         self.vectors += part.vectors
         if of_rows is not None:
             self.vectors.index_add_(0, tasks.support.flatten(), of_rows.flatten(0, 1))
+        if of_asked is not None:
+            self.vectors.index_add_(0, tasks.query.flatten(), of_asked.flatten(0, 1))
         self._sums.add([_BIAS], [part.bias])
+
+    def _second_task(self, h: Tensor, tasks: TaskBatch, E: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
+        """Return users' losses of predicted ratings, and the query items' vectors to differentiate them in.
+
+        Args:
+            h: User vectors before adaptation.
+            tasks: Of a batch.
+            E: The item vectors if they are differentiated in themselves; None: their query rows are.
+        """
+        model = self._model
+        if model.rating_head is None or tasks.query_feedback is None:
+            return [], None
+        asked = self._items.vectors[tasks.query].requires_grad_() if E is None else E[tasks.query]
+        return [model.rating_weight * rating_losses(model.rating_head(h, asked), tasks)], asked
 
     def sampled(self, tasks: TaskBatch, weights: Tensor, candidates: Candidates) -> None:
         bias = self._model.item_bias
         encoded = self._model.encode(tasks, self._E)
         rates = self._adaptation.rates()
         own = self._adaptation.user_rates(encoded, rates.expand(len(tasks), *rates.shape))
+        h = self._model.head(encoded)
         losses = sampled_query_losses(
-            self._model.head(encoded), own, Items(self._E, bias), tasks, candidates,
-            second_order=self._adaptation.second_order,
-        )  # fmt: skip
+            h, own, Items(self._E, bias), tasks, candidates, second_order=self._adaptation.second_order
+        )
+        losses = losses + sum(self._second_task(h, tasks, self._E)[0])
         self._sums.losses.append(losses.detach())
         *back, of_vectors, of_bias = _differentiate([(losses, weights)], [*self._body.values(), self._E, bias])
         self._sums.add(self._body, back)
@@ -311,21 +331,27 @@ class _ClosedForm:
         assert layers is not None
         rows = self._items.vectors[tasks.support].requires_grad_()
         raw, rates = self._own_rates(len(tasks))
-        with recorded_uses(model.encoder, model.head) as uses:
+        layered = [part for part in (model.encoder, model.head, model.rating_head) if part is not None]
+        with recorded_uses(*layered) as uses:
             encoded = model.read(tasks, rows)
             h = model.head(encoded)
+            second, asked = self._second_task(h, tasks)
         own = self._adaptation.user_rates(encoded, rates)
         with torch.no_grad():
             (part,) = chunk_gradients(
                 h, own, self._items, tasks, torch.ones_like(weights),
                 second_order=self._adaptation.second_order, users_at_once=len(tasks),
             )  # fmt: skip
-        way_back = [(h, part.h), (own, part.rates)]
-        *of_uses, of_rows, of_raw = _differentiate(way_back, [*(use.returned for use in uses), rows, raw], keep=True)
+        way_back = [(h, part.h), (own, part.rates), *((loss, torch.ones_like(loss)) for loss in second)]
+        *of_uses, of_rows, of_asked, of_raw = _differentiate(
+            way_back, [*(use.returned for use in uses), rows, asked, raw], keep=True
+        )
         with torch.no_grad():
             support = Support.of(tasks, h.dtype)
             values = support.weights[:, :, None] * part.factors.target[:, None]
             single = Rows(support.items, values if of_rows is None else values + of_rows)
+            if of_asked is not None:
+                single = Rows(torch.cat([single.items, tasks.query], 1), torch.cat([single.values, of_asked], 1))
             squares = layers.squared_norms(part.factors, single)
             for use, gradient in zip(uses, of_uses, strict=True):
                 if gradient is not None:
@@ -337,12 +363,13 @@ class _ClosedForm:
             self._without(~whole, tasks, weights)
             return
         scale = clip_factors(squares, self._clip_norm) * weights
-        self._sums.losses.append(part.losses)
+        self._sums.losses.append(part.losses + sum(loss.detach() for loss in second))
         self._sums.norms.append(squares.clamp(min=0.0).sqrt())
         with torch.no_grad():
             self._add_factors(part.factors, single, scale)
         layers_only = {name: value for name, value in self._body.items() if name != _RAW_RATES}
         scaled = [(h, part.h * scale[:, None]), (own, part.rates * scale[:, None, None])]
+        scaled += [(loss, scale) for loss in second]
         self._sums.add(layers_only, _differentiate(scaled, list(layers_only.values())))
         if of_raw is not None:
             self._sums.add([_RAW_RATES], [torch.tensordot(scale, of_raw, dims=1)])

@@ -23,6 +23,7 @@ from transformers import BertConfig, BertModel, GPT2Model
 from metarec_shared.adaptation import Adaptation, ClosedForm, build_adaptation
 from metarec_shared.causal_encoder import build_causal_encoder, last_output, read_causally
 from metarec_shared.inner_loop import Items, scores
+from metarec_shared.rating_head import RatingHead
 from metarec_shared.settings import AdaptationSettings, ModelSettings
 from metarec_shared.task_regression import TaskRegression
 from metarec_shared.tasks import FEEDBACK_LEVELS, Order, TaskBatch
@@ -61,6 +62,8 @@ class BertRecommender(nn.Module):
         else:
             self.encoder = _build_bert(model, levels)
         self.head = nn.Linear(width, width)
+        self.rating_weight = model.rating_weight
+        self.rating_head = RatingHead(width) if model.rating_weight else None
         self.adaptation: Adaptation = build_adaptation(adaptation, width)
         self.regressions: Mapping[Order, TaskRegression] = {}
 
@@ -126,6 +129,12 @@ class BertRecommender(nn.Module):
         if hashes is None or not self.attribute_buckets:
             return None
         return Attributes(words=_state_tokens(self.order_aware) + hashes % self.attribute_buckets, told=hashes != 0)
+
+    def ratings(
+        self, tasks: TaskBatch, vectors: Float[Tensor, "users items width"], E: Float[Tensor, "items width"]
+    ) -> Float[Tensor, "users items"] | None:
+        """Return the ratings, from 0 to 1, that users would give items; None where the model predicts none."""
+        return None if self.rating_head is None else self.rating_head(self.head(self.encode(tasks, E)), vectors)
 
     def items(self, E: Float[Tensor, "items width"]) -> Items:
         """Return what scores need of the catalogue."""

@@ -132,6 +132,9 @@ class ModelSettings:
     feedback: bool = setting(True, "add an embedding of the rating to each support item")
     order_aware: bool = setting(True, "read histories in time order with a state token of their own")
     recency: bool = setting(False, "add an embedding of the rank in time to each support item that bert reads")
+    rating_weight: float = setting(
+        0.0, "weight in the query loss of the squared error of predicted ratings, from 0 to 1; 0: none are", low=0
+    )
     attribute_buckets: int = setting(
         0,
         "rows of the table of user attributes, by hash: ten times the values, lest many share one; 0: bert reads none",
@@ -492,6 +495,11 @@ def _check_together(settings: Settings, source: str) -> None:
     if adaptation.candidates and adaptation.parameters not in ("user-vector", "head"):
         raise SettingsError(
             f"{source}: adaptation.candidates needs adaptation.parameters = user-vector or head, got "
+            f"{adaptation.parameters}"
+        )
+    if model.rating_weight and adaptation.parameters not in ("user-vector", "head"):
+        raise SettingsError(
+            f"{source}: model.rating-weight needs adaptation.parameters = user-vector or head, got "
             f"{adaptation.parameters}"
         )
     if settings.run.precision != "float32" and settings.federation.clip_norm:

@@ -44,6 +44,7 @@ class TaskBatch:
             deterministic function and a user's meta-gradient does not depend on who else is in the batch.
         in_time: Whose support and query sets are in a row in time; None: nobody's.
         recency: Rank of each support item in time, 1 for the newest, 0 where it is not known; None: of no item.
+        query_feedback: Level of each query item's rating, as ``feedback``; None outside meta-training.
         attributes: Hash of each attribute of the user, 0 where it is hidden or not told; None: nobody tells any.
     """
 
@@ -56,6 +57,7 @@ class TaskBatch:
     dropout: Float[Tensor, "users positions width"] | None = None
     in_time: Bool[Tensor, " users"] | None = None
     recency: Int[Tensor, "users support"] | None = None
+    query_feedback: Int[Tensor, "users query"] | None = None
     attributes: Int[Tensor, "users columns"] | None = None
 
     def __len__(self) -> int:
@@ -171,6 +173,7 @@ def draw_training_tasks(
         dropout=_dropout_factors(keys, real, settings, width, address),
         in_time=torch.from_numpy(in_time),
         recency=None if recency is None else torch.from_numpy(recency),
+        query_feedback=torch.from_numpy(np.where(asked, feedback_levels(interactions.ratings[query_rows], scale), 0)),
         attributes=_told(interactions.attributes, users, keys, settings.attribute_dropout, address),
     )
 
