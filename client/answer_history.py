@@ -10,18 +10,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from client.recommend import read_attributes, read_history_bytes, read_history_file, recommend
+from client.recommend import predicted_ratings, read_attributes, read_history_bytes, read_history_file, recommend
 from metarec_shared.checkpoint import load_checkpoint
 from metarec_shared.device import one_thread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommended:
-    """One recommended item."""
+    """One recommended item; the rating the user would give it is None where the model predicts none."""
 
     item_id: str
     title: str
     score: float
+    rating: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +66,12 @@ def answer_history(folder: Path, history: str, top_k: int, attributes: Sequence[
     with one_thread():
         began = time.perf_counter()
         ranked = recommend(model, profile, top_k)
+        ratings = predicted_ratings(model, profile, [position for position, _ in ranked], scale)
     milliseconds = 1000 * (time.perf_counter() - began)
     return Answer(
         items=[
-            Recommended(item_id=catalogue.item_ids[p], title=catalogue.titles[p], score=score) for p, score in ranked
+            Recommended(item_id=catalogue.item_ids[p], title=catalogue.titles[p], score=score, rating=rating)
+            for (p, score), rating in zip(ranked, ratings, strict=True)
         ],
         skipped=list(profile.skipped),
         adapted=len(profile.items) > 0,
@@ -79,7 +82,11 @@ def answer_history(folder: Path, history: str, top_k: int, attributes: Sequence[
 def print_json(answer: Answer) -> None:
     """Print the answer as one JSON object."""
     value = {
-        "items": [{"item_id": i.item_id, "title": i.title, "score": round(i.score, 6)} for i in answer.items],
+        "items": [
+            {"item_id": i.item_id, "title": i.title, "score": round(i.score, 6)}
+            | ({} if i.rating is None else {"rating": round(i.rating, 3)})
+            for i in answer.items
+        ],
         "skipped": answer.skipped,
         "adapted": answer.adapted,
         "milliseconds": round(answer.milliseconds, 3),
@@ -94,9 +101,11 @@ def print_table(answer: Answer) -> None:
         notes.print(f"skipped, not in the catalogue: {name}", markup=False, style="yellow")
     if not answer.adapted:
         notes.print("the history is empty: recommending by the unadapted meta-initialization", style="yellow")
-    table = Table("", "title", "id", "score")
+    rated = any(item.rating is not None for item in answer.items)
+    table = Table("", "title", "id", "score", *(["rating"] if rated else []))
     for rank, item in enumerate(answer.items, start=1):
-        table.add_row(str(rank), item.title, item.item_id, f"{item.score:.3f}")
+        rating = [] if item.rating is None else [f"{item.rating:.1f}"]
+        table.add_row(str(rank), item.title, item.item_id, f"{item.score:.3f}", *rating)
     console = Console(highlight=False)
     console.print(table, markup=False)
     console.print(f"{answer.milliseconds:.1f} ms to adapt and rank")

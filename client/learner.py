@@ -239,6 +239,7 @@ class Learner:
             known=support,
             in_time=torch.zeros(users, dtype=torch.bool),
             dropout=dropout,
+            query_feedback=torch.ones_like(query),
             attributes=torch.ones(users, len(columns), dtype=torch.int64) if columns else None,
         )
         return tasks.to(self.device), torch.ones(users, device=self.device)

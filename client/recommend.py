@@ -14,7 +14,7 @@ from metarec_shared.errors import DataError
 from metarec_shared.inner_loop import NEVER
 from metarec_shared.model import BertRecommender
 from metarec_shared.settings import Settings
-from metarec_shared.tasks import Task, feedback_levels, pad
+from metarec_shared.tasks import Task, TaskBatch, feedback_levels, pad
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +128,33 @@ def recommend(model: BertRecommender, profile: Profile, top_k: int) -> list[tupl
     With an empty history the unadapted meta-initialization ranks the catalogue, by attributes alone if there are any.
     A model that reads an order in time takes the history's own, oldest item first.
     """
+    task = _task(profile)
+    scores = model(task, adapt=len(profile.items) > 0)[0]
+    scores[task.support[0]] = NEVER
+    best = scores.topk(min(top_k, len(scores) - len(profile.items)))
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+
+@torch.no_grad()
+def predicted_ratings(
+    model: BertRecommender, profile: Profile, positions: Sequence[int], scale: RatingScale | None
+) -> list[float | None]:
+    """Return the ratings that the user would give the items at ``positions``, on ``scale``; None without a rating head.
+
+    Args:
+        model: The recommender.
+        profile: The user's history.
+        positions: Of items of the catalogue.
+        scale: Scale of the ratings that the model was trained with; None: it saw none.
+    """
+    E = model.item_vectors()
+    found = model.ratings(_task(profile), E[torch.tensor(positions, dtype=torch.int64)][None], E)
+    if found is None or scale is None:
+        return [None] * len(positions)
+    return [scale.low + (scale.high - scale.low) * value for value in found[0].clamp(0.0, 1.0).tolist()]
+
+
+def _task(profile: Profile) -> TaskBatch:
     positions = np.array([item.position for item in profile.items], dtype=np.int64)
     task = Task(
         support=positions,
@@ -137,10 +164,7 @@ def recommend(model: BertRecommender, profile: Profile, top_k: int) -> list[tupl
         recency=np.arange(len(positions), 0, -1),
         attributes=np.array(profile.attributes, dtype=np.int64),
     )
-    scores = model(pad([task]), adapt=len(positions) > 0)[0]
-    scores[torch.from_numpy(positions)] = NEVER
-    best = scores.topk(min(top_k, len(scores) - len(positions)))
-    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return pad([task])
 
 
 def _position(name: str, catalogue: Catalogue, where: str) -> int | None:

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from client.recommend import Item, Profile, predicted_ratings
 from metarec_shared.candidates import Candidates, draw_candidates, sampled_query_losses
+from metarec_shared.dataset import RatingScale
+from metarec_shared.errors import SettingsError
 from metarec_shared.inner_loop import query_loss
 from metarec_shared.meta_gradient import clip_factors, cohort_meta_gradient, separately_clipped_sum
 from metarec_shared.model import BertRecommender
-from metarec_shared.settings import AdaptationSettings
+from metarec_shared.settings import AdaptationSettings, Settings
 from metarec_shared.tasks import TaskBatch
 from tests.small import ITEMS, SMALL_MODEL, small_model, small_tasks
 
@@ -131,3 +134,31 @@ def test_ratings_of_the_query_are_drawn_with_its_items() -> None:
         levels = tasks.query_feedback[user][tasks.query_mask[user]].tolist()
         assert levels == [1 + round((rating_of[item] - 1) / 4 * 9) for item in asked]
     assert int(tasks.query_feedback[~tasks.query_mask].sum()) == 0
+
+
+def test_recommendations_come_with_the_rating_that_the_user_would_give() -> None:
+    model, scale = small_model(sizes=SIZES).float(), RatingScale(low=1.0, high=5.0)
+    with torch.no_grad():
+        assert model.rating_head is not None
+        model.rating_head.of_items.bias[-1] = 0.5
+    profile = Profile(items=[Item(position=3, feedback=10), Item(position=8, feedback=1)])
+    found = predicted_ratings(model, profile, [5, 0, 8], scale)
+    batch = TaskBatch(
+        support=torch.tensor([[3, 8]]),
+        support_mask=torch.ones(1, 2, dtype=torch.bool),
+        feedback=torch.tensor([[10, 1]]),
+        query=torch.tensor([[5, 0, 8]]),
+        query_mask=torch.ones(1, 3, dtype=torch.bool),
+        known=torch.tensor([[3, 8]]),
+    )
+    expected = 1 + 4 * predicted(model, batch, model.item_vectors()).clamp(0, 1)
+    assert found == pytest.approx(expected.tolist(), abs=1e-5)
+    assert len(set(found)) > 1
+    assert predicted_ratings(model, profile, [5, 0], None) == [None, None]
+    assert predicted_ratings(small_model().float(), profile, [5], scale) == [None]
+
+
+@pytest.mark.parametrize("parameters", ["lora", "all"])
+def test_a_rating_head_beside_parameters_of_everybody_s_own_is_refused(parameters: str) -> None:
+    with pytest.raises(SettingsError, match=f"model.rating-weight needs adaptation.parameters = .*, got {parameters}"):
+        Settings().with_values({"model.rating-weight": 1.0, "adaptation.parameters": parameters}, "test")
