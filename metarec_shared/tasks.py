@@ -46,6 +46,7 @@ class TaskBatch:
         recency: Rank of each support item in time, 1 for the newest, 0 where it is not known; None: of no item.
         query_feedback: Level of each query item's rating, as ``feedback``; None outside meta-training.
         attributes: Hash of each attribute of the user, 0 where it is hidden or not told; None: nobody tells any.
+        perturbation: What is added to the support items' vectors as the user encoder reads them; None: nothing.
     """
 
     support: Int[Tensor, "users support"]
@@ -59,6 +60,7 @@ class TaskBatch:
     recency: Int[Tensor, "users support"] | None = None
     query_feedback: Int[Tensor, "users query"] | None = None
     attributes: Int[Tensor, "users columns"] | None = None
+    perturbation: Float[Tensor, "users support width"] | None = None
 
     def __len__(self) -> int:
         return len(self.support)

@@ -13,7 +13,12 @@ from metarec_shared.candidates import Candidates, draw_candidates, sampled_query
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import SettingsError
 from metarec_shared.inner_loop import query_loss
-from metarec_shared.meta_gradient import clip_factors, cohort_meta_gradient, separately_clipped_sum
+from metarec_shared.meta_gradient import (
+    clip_factors,
+    cohort_meta_gradient,
+    per_user_meta_gradients,
+    separately_clipped_sum,
+)
 from metarec_shared.model import BertRecommender
 from metarec_shared.settings import AdaptationSettings, Settings
 from metarec_shared.tasks import TaskBatch
@@ -21,7 +26,7 @@ from tests.small import ITEMS, SMALL_MODEL, small_model, small_tasks
 
 WEIGHT = 3.0
 SIZES = replace(SMALL_MODEL, rating_weight=WEIGHT, attribute_buckets=4)
-CHOICES = ["user-vector", "head"]
+CHOICES = ["user-vector", "head", "lora", "all"]
 
 
 def rated(users: int) -> TaskBatch:
@@ -75,6 +80,7 @@ def test_the_meta_gradient_with_ratings_is_that_of_a_naive_loop(choice: str, cli
     model, tasks, id_mask = small_model(inner, sizes=SIZES), rated(7), torch.arange(ITEMS) % 4 > 0
     weights = torch.linspace(0.5, 2, 7, dtype=torch.float64)
     each, losses = formed(model, tasks, id_mask)
+    torch.testing.assert_close(per_user_meta_gradients(model, tasks, id_mask).losses, losses)
     squares = torch.stack([sum(value.square().sum() for value in one.values()) for one in each])  # type: ignore[misc]
     clip_norm = float(squares.sqrt().median()) if clipped else 0.0
     factors = weights * (clip_factors(squares, clip_norm) if clipped else 1.0)
@@ -158,7 +164,8 @@ def test_recommendations_come_with_the_rating_that_the_user_would_give() -> None
     assert predicted_ratings(small_model().float(), profile, [5], scale) == [None]
 
 
-@pytest.mark.parametrize("parameters", ["lora", "all"])
-def test_a_rating_head_beside_parameters_of_everybody_s_own_is_refused(parameters: str) -> None:
-    with pytest.raises(SettingsError, match=f"model.rating-weight needs adaptation.parameters = .*, got {parameters}"):
-        Settings().with_values({"model.rating-weight": 1.0, "adaptation.parameters": parameters}, "test")
+def test_pseudo_labels_that_may_be_rated_items_are_refused_under_clipping() -> None:
+    values = {"model.rating-weight": 1.0, "adaptation.pseudo-labels": 3}
+    Settings().with_values(values, "test")
+    with pytest.raises(SettingsError, match=r"with federation\.clip-norm give either model\.rating-weight or"):
+        Settings().with_values({**values, "federation.clip-norm": 1.0}, "test")
