@@ -169,3 +169,21 @@ def test_pseudo_labels_that_may_be_rated_items_are_refused_under_clipping() -> N
     Settings().with_values(values, "test")
     with pytest.raises(SettingsError, match=r"with federation\.clip-norm give either model\.rating-weight or"):
         Settings().with_values({**values, "federation.clip-norm": 1.0}, "test")
+
+
+@pytest.mark.parametrize("method", ["fomaml", "anil", "reptile", "proximal", "hypernetwork"])
+def test_every_meta_learner_s_gradient_with_ratings_and_attributes_is_clipped_as_if_it_were_formed(method: str) -> None:
+    inner = AdaptationSettings(method=method, steps=2, perturbation=0.1)  # type: ignore[arg-type]
+    model, tasks, weights = small_model(inner, sizes=SIZES), rated(6), torch.linspace(0.5, 2, 6, dtype=torch.float64)
+    still = replace(tasks, perturbation=torch.zeros(*tasks.support.shape, SIZES.width, dtype=torch.float64))
+    each = per_user_meta_gradients(model, still)
+    squares = torch.stack([value.flatten(1).square().sum(dim=1) for value in each.gradients.values()]).sum(dim=0)
+    clip_norm = float(squares.sqrt().median())
+    found = cohort_meta_gradient(model, [(still, weights)], clip_norm=clip_norm)
+    torch.testing.assert_close(found.losses, each.losses)
+    torch.testing.assert_close(found.norms, squares.sqrt())
+    factors = clip_factors(squares, clip_norm) * weights
+    for name, gradient in found.gradients.items():
+        wanted = torch.tensordot(factors, each.gradients[name], dims=1)
+        torch.testing.assert_close(gradient, wanted, atol=1e-10, rtol=1e-7, msg=name)
+    assert cohort_meta_gradient(model, [(tasks, weights)], clip_norm=clip_norm).losses.isfinite().all()  # perturbed
