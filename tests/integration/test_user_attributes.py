@@ -79,3 +79,21 @@ def test_no_value_of_an_attribute_is_in_any_file_of_the_run(finished: Path) -> N
     assert not any(value.encode() in content for value in GROUPS)
     table = load_checkpoint(finished).parameters["encoder.embeddings.word_embeddings.weight"]
     assert len(table) == 2 + BUCKETS
+
+
+def test_a_run_is_evaluated_on_users_who_tell_other_things_or_nothing(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    for name in ("interactions.csv", "items.csv"):
+        (others / name).write_text((finished.parent / name).read_text())
+    arguments = ["evaluate", "--model", str(finished), "--support", "1", "--order", "random", "--json"]
+    assert run([*arguments, str(tmp_path / "told.json")]) == 0
+    assert run([*arguments, str(tmp_path / "quiet.json"), "--user-attributes", ""]) == 0
+    told, quiet = (json.loads((tmp_path / f"{name}.json").read_text())["cells"] for name in ("told", "quiet"))
+    assert told != quiet
+    assert run([*arguments, str(tmp_path / "others.json"), "--data", str(others)]) == 2
+    assert "no file of users for data.user-attributes = animal" in capsys.readouterr().err
+    assert run([*arguments, str(tmp_path / "others.json"), "--data", str(others), "--user-attributes", ""]) == 0
+    assert json.loads((tmp_path / "others.json").read_text())["cells"] == quiet

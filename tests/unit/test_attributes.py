@@ -16,6 +16,7 @@ from metarec_shared import sources
 from metarec_shared.attributes import NOT_TOLD, attribute_hash
 from metarec_shared.dataset import Dataset
 from metarec_shared.errors import DataError, SettingsError
+from metarec_shared.packed import write_packed
 from metarec_shared.population import Population
 from metarec_shared.readers import read_dataset
 from metarec_shared.settings import DataSettings, Settings, TaskSettings
@@ -111,6 +112,14 @@ def test_a_file_of_users_that_cannot_be_read_is_an_error(tmp_path: Path, users: 
 def test_a_folder_without_a_file_of_users_says_so(tmp_path: Path, layout: str, message: str) -> None:
     with pytest.raises(DataError, match=f"no file of users for data.user-attributes = gender.*{message}"):
         read_dataset(write(tmp_path, LAYOUT_FILES[layout]), DataSettings(user_attributes="gender"))
+
+
+def test_a_packed_folder_holds_no_attributes_and_says_so(tmp_path: Path) -> None:
+    folder = write(tmp_path, LAYOUT_FILES["own"] | USER_FILES["own"])
+    write_packed(read_dataset(folder, ASKED), tmp_path / "packed")
+    assert read_dataset(tmp_path / "packed", DataSettings()).interactions.attributes is None
+    with pytest.raises(DataError, match="a packed folder holds no attributes of users"):
+        read_dataset(tmp_path / "packed", ASKED)
 
 
 def test_attributes_follow_their_users(tmp_path: Path) -> None:
