@@ -20,8 +20,15 @@ class Format(StrEnum):
 def recommend(
     model: Annotated[Path, typer.Option(help="Folder of a run.", metavar="RUN")],
     history: Annotated[
-        str, typer.Option(help="File with one item id or title a line, and a tab and a rating by choice; - for stdin.")
+        str,
+        typer.Option(
+            help="File with one item id or title a line, and by choice a rating and a time, after tabs; - for stdin."
+        ),
     ],
+    catalogue: Annotated[
+        Path | None,
+        typer.Option(help="Folder with items, also new ones; without it those of the run.", metavar="DIR"),
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Items to recommend.")] = 10,
     attribute: Annotated[
         list[str] | None,
@@ -32,5 +39,5 @@ def recommend(
     """Recommend items for a history; nothing leaves this machine."""
     from client.answer_history import answer_history, print_json, print_table
 
-    answer = answer_history(model, history, top_k, attribute or ())
+    answer = answer_history(model, history, top_k, catalogue, attribute or ())
     (print_json if output is Format.JSON else print_table)(answer)

@@ -4,13 +4,13 @@
     user vector   h   = V BERT([state], e_s + feedback_s for s in the support set)
     score         s_j = h . e_j + b_j                b_j starts at log popularity
 
-Feedback enters as BERT's token type. The state token is the only word of BERT's vocabulary, or one of two: what follows
-interactions in a row is not what a random half of a history says of the other, so each order has its own. Attributes
-of the user (``model.attribute-buckets``) are further words, with a token type of their own: one token an attribute,
-beside the support items. There are no positions, a support set is a set, unless ``model.recency`` makes them ranks in
-time. With ``model.encoder = gpt2`` a GPT-2 reads the items in time order instead, each seeing only what came before
-it, and the user vector is made of its last output (``causal_encoder``). The model is deterministic; dropout factors
-come with the task.
+Feedback enters as BERT's token type. The state token is the only word of BERT's vocabulary, or one of three: what
+follows interactions in a row, from a history's start or not, is not what a random half of a history says of the other,
+so each has its own. Attributes of the user (``model.attribute-buckets``) are further words, with a token type of their
+own: one token an attribute, beside the support items. There are no positions, a support set is a set, unless
+``model.recency`` makes them ranks in time. With ``model.encoder = gpt2`` a GPT-2 reads the items in time order instead,
+each seeing only what came before it, and the user vector is made of its last output (``causal_encoder``). The model is
+deterministic; dropout factors come with the task.
 """
 
 from collections.abc import Mapping
@@ -107,11 +107,17 @@ class BertRecommender(nn.Module):
                 feedback,
                 tasks.support_mask,
                 recency,
-                state=tasks.in_time if self.order_aware else None,
+                state=self.states(tasks) if self.order_aware else None,
                 attributes=self.attributes(tasks.attributes),
                 joined=joined and not self.has_adapters,
             )
         return encoded if tasks.dropout is None else encoded * tasks.dropout[:, -1]
+
+    def states(self, tasks: TaskBatch) -> Int[Tensor, " users"] | None:
+        """Return which state token reads each task: 0 in random order, 1 in a row, 2 in a row from the start."""
+        if tasks.in_time is None:
+            return None
+        return tasks.in_time.long() if tasks.from_start is None else tasks.in_time.long() + tasks.from_start.long()
 
     def levels(self, feedback: Int[Tensor, "users support"]) -> Int[Tensor, "users support"]:
         """Return feedback levels as the encoder reads them: all 0 where it reads none."""
@@ -174,7 +180,7 @@ class BertRecommender(nn.Module):
 
 
 def _state_tokens(order_aware: bool) -> int:
-    return 2 if order_aware else 1
+    return 3 if order_aware else 1
 
 
 def _build_bert(model: ModelSettings, feedback_levels: int) -> BertModel:

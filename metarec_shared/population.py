@@ -105,6 +105,7 @@ class Population:
             feedback=feedback_levels(self.interactions.ratings[rows[:support]], scale),
             query=self.interactions.items[rows[support : support + query]].astype(np.int64),
             in_time=order == "time",
+            from_start=order == "time",
             recency=recency,
             attributes=None if self.interactions.attributes is None else self.interactions.attributes[user],
         )

@@ -42,7 +42,7 @@ def read_support(
     visible: Bool[Tensor, "users support"],
     recency: Int[Tensor, "users support"] | None = None,
     *,
-    state: Bool[Tensor, " users"] | None = None,
+    state: Int[Tensor, " users"] | None = None,
     attributes: Attributes | None = None,
     joined: bool = False,
 ) -> Float[Tensor, "users width"]:
@@ -54,7 +54,7 @@ def read_support(
         feedback: Their feedback levels.
         visible: Which of them may be read.
         recency: Their ranks in time, BERT's positions, for an encoder that has them; None: the support set is a set.
-        state: Who has the second state token; None: nobody.
+        state: Which state token each user has; None: the first.
         attributes: What the users tell of themselves, one token an attribute, for an encoder that has words for them.
         joined: Whether a layer's projections may be joined in one product and its attention be one kernel: faster, and
             the same to rounding, but single layers cannot be watched and it can be differentiated only once.
@@ -113,7 +113,7 @@ def _embedded(
     Words are looked up once, so that the norm of their table's gradient is one use's.
     """
     zeros = feedback.new_zeros(len(inputs), 1)
-    words = zeros if state is None else state.long()[:, None]
+    words = zeros if state is None else state[:, None]
     types, before = zeros, zeros
     if attributes is not None:
         words = torch.cat([words, attributes.words], dim=1)

@@ -78,7 +78,7 @@ def test_no_value_of_an_attribute_is_in_any_file_of_the_run(finished: Path) -> N
     assert b"animal" in content  # the setting
     assert not any(value.encode() in content for value in GROUPS)
     table = load_checkpoint(finished).parameters["encoder.embeddings.word_embeddings.weight"]
-    assert len(table) == 2 + BUCKETS
+    assert len(table) == 3 + BUCKETS
 
 
 def test_a_run_is_evaluated_on_users_who_tell_other_things_or_nothing(

@@ -44,9 +44,10 @@ def berts_own(model: BertRecommender, task: TaskBatch) -> Tensor:
     assert task.in_time is not None
     assert task.recency is not None
     words, shown = model.encoder.get_input_embeddings().weight, task.support_mask[0]
-    states = 2 if model.order_aware else 1
+    states = 3 if model.order_aware else 1
     mine = [states + int(value) % BUCKETS for value in task.attributes[0] if value]
-    state = int(task.in_time[0]) if model.order_aware else 0
+    assert task.from_start is not None
+    state = int(task.in_time[0]) + int(task.from_start[0]) if model.order_aware else 0
     items = (model.item_vectors()[task.support[0]] * task.dropout[0, :-1])[shown]
     types = [0, *[1 + FEEDBACK_LEVELS] * len(mine), *task.feedback[0][shown].tolist()]
     ranks = task.recency[0][shown].tolist() if model.uses_recency else [0] * len(items)
@@ -85,7 +86,7 @@ def test_hidden_attributes_are_none(choice: str) -> None:
 def test_a_model_without_a_table_passes_over_attributes() -> None:
     model, tasks = small_model(), told(4)
     torch.testing.assert_close(model(tasks), model(replace(tasks, attributes=None)), rtol=0, atol=0)
-    assert len(model.encoder.get_input_embeddings().weight) == 2
+    assert len(model.encoder.get_input_embeddings().weight) == 3
 
 
 @pytest.mark.parametrize("sizes", SIZES)
