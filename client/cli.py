@@ -30,10 +30,14 @@ def recommend(
         typer.Option(help="Folder with items, also new ones; without it those of the run.", metavar="DIR"),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Items to recommend.")] = 10,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(help="What you tell of yourself, if the model reads it; may be repeated.", metavar="COLUMN=VALUE"),
+    ] = None,
     output: Annotated[Format, typer.Option("--format", help="How to print them.")] = Format.TABLE,
 ) -> None:
     """Recommend items for a history; nothing leaves this machine."""
     from client.answer_history import answer_history, print_json, print_table
 
-    answer = answer_history(model, history, top_k, catalogue)
+    answer = answer_history(model, history, top_k, catalogue, attribute or ())
     (print_json if output is Format.JSON else print_table)(answer)

@@ -33,8 +33,9 @@ def site_settings(settings: Settings, node_config: NodeConfig) -> Settings:
     Args:
         settings: The run's settings.
         node_config: The node's own configuration: ``data-path``, and if need be ``on-bad-rows``, ``rating-low``,
-            ``rating-high`` and ``item-vectors``, the site's copy of the run's file. Without ``data-path`` the node is a
-            simulated one, and all settings are the run's.
+            ``rating-high`` and ``item-vectors``, the site's copy of the run's file, and ``user-attributes``, what the
+            site's users choose to tell: never what the run names. Without ``data-path`` the node is a simulated one,
+            and all settings are the run's.
 
     Raises:
         SettingsError: The configuration has a value that cannot be.
@@ -42,6 +43,8 @@ def site_settings(settings: Settings, node_config: NodeConfig) -> Settings:
     if "data-path" not in node_config:
         return settings
     own = {f"data.{key}": node_config[key] for key in _OWN_KEYS if key in node_config}
+    if "user-attributes" in node_config and settings.model.attribute_buckets:  # else no model would read them
+        own["data.user-attributes"] = node_config["user-attributes"]
     data = DataSettings(path=str(node_config["data-path"]), hold_out_items=settings.data.hold_out_items)
     return replace(settings, data=data).with_values(own, "node configuration")
 

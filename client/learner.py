@@ -225,7 +225,7 @@ class Learner:
 
     def _probe(self, users: int) -> Batch:
         """Return tasks as large as they come, of items that mean nothing."""
-        sizes, items = self.settings.tasks, len(self.model.text)
+        sizes, items, columns = self.settings.tasks, len(self.model.text), self.settings.data.attribute_names
         rng = np.random.default_rng(0)
         drawn = torch.from_numpy(rng.integers(items, size=(users, sizes.support + sizes.query)))
         support, query = drawn[:, : sizes.support], drawn[:, sizes.support :]
@@ -239,5 +239,7 @@ class Learner:
             known=support,
             in_time=torch.zeros(users, dtype=torch.bool),
             dropout=dropout,
+            query_feedback=torch.ones_like(query),
+            attributes=torch.ones(users, len(columns), dtype=torch.int64) if columns else None,
         )
         return tasks.to(self.device), torch.ones(users, device=self.device)

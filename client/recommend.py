@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from metarec_shared.attributes import attribute_hash
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import DataError
 from metarec_shared.inner_loop import NEVER
 from metarec_shared.model import BertRecommender
-from metarec_shared.tasks import Task, feedback_levels, pad
+from metarec_shared.settings import Settings
+from metarec_shared.tasks import Task, TaskBatch, feedback_levels, pad
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +38,13 @@ class Profile:
     Attributes:
         items: What the catalogue holds of the history, each item once.
         skipped: What the catalogue lacks, as it was written.
+        attributes: Hashes of what the user tells of himself (``attribute_hash``).
         in_time: Whether the items are known to be in the order of time, oldest first.
     """
 
     items: Sequence[Item]
     skipped: Sequence[str] = field(default=())
+    attributes: Sequence[int] = field(default=())
     in_time: bool = False
 
 
@@ -112,14 +116,61 @@ def read_history_bytes(content: bytes, catalogue: Catalogue, scale: RatingScale 
     return read_history(text.splitlines(), catalogue, scale, source)
 
 
+def read_attributes(assignments: Iterable[str], settings: Settings) -> list[int]:
+    """Read attributes, each ``column=value``, as the model of a run with ``settings`` reads them.
+
+    Raises:
+        DataError: The model reads none, it was not trained on such a column, or a text is no ``column=value``.
+    """
+    hashes = []
+    for assignment in assignments:
+        column, equals, value = (part.strip() for part in assignment.partition("="))
+        known = settings.data.attribute_names
+        if not (column and equals and value):
+            raise DataError(f"--attribute must be column=value, got {assignment!r}")
+        if not settings.model.attribute_buckets:
+            raise DataError(f"--attribute {column}: the model reads no attributes of users")
+        if known and column.casefold() not in (name.casefold() for name in known):
+            raise DataError(f"--attribute {column}: the model was trained on {', '.join(known)}")
+        hashes.append(attribute_hash(column, value))
+    return hashes
+
+
 @torch.no_grad()
 def recommend(model: BertRecommender, profile: Profile, top_k: int) -> list[tuple[int, float]]:
     """Return the positions and scores of the ``top_k`` best items, best first, none of them from the history.
 
-    With an empty history the unadapted meta-initialization ranks the catalogue. What follows a history that is known to
-    be in time is predicted otherwise than what goes with one that may be in any order; a model that reads ranks in time
-    takes the order of the items, oldest first.
+    With an empty history the unadapted meta-initialization ranks the catalogue, by attributes alone if there are any.
+    What follows a history that is known to be in time is predicted otherwise than what goes with one that may be in any
+    order; a model that reads ranks in time takes the order of the items, oldest first.
     """
+    task = _task(profile)
+    scores = model(task, adapt=len(profile.items) > 0)[0]
+    scores[task.support[0]] = NEVER
+    best = scores.topk(min(top_k, len(scores) - len(profile.items)))
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+
+@torch.no_grad()
+def predicted_ratings(
+    model: BertRecommender, profile: Profile, positions: Sequence[int], scale: RatingScale | None
+) -> list[float | None]:
+    """Return the ratings that the user would give the items at ``positions``, on ``scale``; None without a rating head.
+
+    Args:
+        model: The recommender.
+        profile: The user's history.
+        positions: Of items of the catalogue.
+        scale: Scale of the ratings that the model was trained with; None: it saw none.
+    """
+    E = model.item_vectors()
+    found = model.ratings(_task(profile), E[torch.tensor(positions, dtype=torch.int64)][None], E)
+    if found is None or scale is None:
+        return [None] * len(positions)
+    return [scale.low + (scale.high - scale.low) * value for value in found[0].clamp(0.0, 1.0).tolist()]
+
+
+def _task(profile: Profile) -> TaskBatch:
     positions = np.array([item.position for item in profile.items], dtype=np.int64)
     task = Task(
         support=positions,
@@ -128,11 +179,9 @@ def recommend(model: BertRecommender, profile: Profile, top_k: int) -> list[tupl
         query=positions[:0],
         in_time=profile.in_time,
         recency=np.arange(len(positions), 0, -1),
+        attributes=np.array(profile.attributes, dtype=np.int64),
     )
-    scores = model(pad([task]), adapt=len(positions) > 0)[0]
-    scores[torch.from_numpy(positions)] = NEVER
-    best = scores.topk(min(top_k, len(scores) - len(positions)))
-    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return pad([task])
 
 
 def _position(name: str, catalogue: Catalogue, where: str) -> int | None:

@@ -25,6 +25,8 @@ class Interactions:
             No item twice in one history. In time order where ``has_time``, else in file order.
         ratings: Feedback on the data's own scale, float32 [interactions]; NaN where there is none.
         has_time: Whether the order within a history is the order in time.
+        attributes: What users tell of themselves, as hashes (``attributes.py``), int64 [users, columns]; 0 where a user
+            does not say, None where nobody was asked.
     """
 
     user_ids: NDArray[np.str_]
@@ -32,6 +34,7 @@ class Interactions:
     items: NDArray[np.integer[Any]]
     ratings: NDArray[np.float32]
     has_time: bool
+    attributes: NDArray[np.int64] | None = None
 
     def __repr__(self) -> str:
         return f"Interactions({len(self.user_ids)} users, {len(self.items)} interactions, has_time={self.has_time})"
@@ -60,7 +63,12 @@ class Interactions:
             items[bounds[0] : bounds[-1]] = self.items[rows]
             ratings[bounds[0] : bounds[-1]] = self.ratings[rows]
         return Interactions(
-            user_ids=self.user_ids[users], offsets=offsets, items=items, ratings=ratings, has_time=self.has_time
+            user_ids=self.user_ids[users],
+            offsets=offsets,
+            items=items,
+            ratings=ratings,
+            has_time=self.has_time,
+            attributes=None if self.attributes is None else self.attributes[users],
         )
 
     def keep_items(self, positions: NDArray[np.int64], catalogue_size: int) -> "Interactions":
@@ -82,6 +90,7 @@ class Interactions:
             items=renumbered[self.items[kept]],
             ratings=self.ratings[kept],
             has_time=self.has_time,
+            attributes=self.attributes,
         )
 
     def _chunks(self) -> Iterator[tuple[slice, slice]]:

@@ -24,6 +24,7 @@ from metarec_shared.ghost_norms import GRAM_ITEMS, ItemLayers, Rows, layer_squar
 from metarec_shared.inner_loop import Items
 from metarec_shared.meta_learning.adversarial import perturbed
 from metarec_shared.model import BertRecommender
+from metarec_shared.rating_head import rating_losses
 from metarec_shared.tasks import TaskBatch
 
 USERS_CLIPPED_AT_ONCE = 64
@@ -259,8 +260,15 @@ class _MetaLoss(nn.Module):
         self.model = model
 
     def forward(self, tasks: TaskBatch, id_mask: Tensor | None) -> Tensor:
-        model = self.model
-        return model.adaptation.losses(model, tasks, model.item_vectors(id_mask), id_mask)
+        return _losses(self.model, tasks, id_mask)
+
+
+def _losses(model: BertRecommender, tasks: TaskBatch, id_mask: Tensor | None) -> Tensor:
+    """Return what the meta-gradient is the gradient of, by user: of the meta-learner, and of predicted ratings."""
+    E = model.item_vectors(id_mask)
+    losses = model.adaptation.losses(model, tasks, E, id_mask)
+    predicted = None if tasks.query_feedback is None else model.ratings(tasks, E[tasks.query], E)
+    return losses if predicted is None else losses + model.rating_weight * rating_losses(predicted, tasks)
 
 
 def clip_factors(squared_norms: Float[Tensor, " users"], clip_norm: float) -> Float[Tensor, " users"]:
@@ -288,27 +296,48 @@ class _ClosedForm:
         self.vectors = torch.zeros_like(E)
 
     def summed(self, tasks: TaskBatch, weights: Tensor) -> None:
-        part, way_back, rows = self._fused(self._perturbed(tasks), weights)
-        self._sums.losses.append(part.losses)
-        *back, of_rows = _differentiate(way_back, [*self._body.values(), rows])
+        part, way_back, rows, h = self._fused(self._perturbed(tasks), weights)
+        second, asked = self._second_task(h, tasks)
+        self._sums.losses.append(part.losses + sum(loss.detach() for loss in second))
+        way_back += [(loss, weights) for loss in second]
+        *back, of_rows, of_asked = _differentiate(way_back, [*self._body.values(), rows, asked])
         self._sums.add(self._body, back)
         self.vectors += part.vectors
         if of_rows is not None:
             self.vectors.index_add_(0, tasks.support.flatten(), of_rows.flatten(0, 1))
+        if of_asked is not None:
+            self.vectors.index_add_(0, tasks.query.flatten(), of_asked.flatten(0, 1))
         self._sums.add([_BIAS], [part.bias])
 
-    def _fused(self, tasks: TaskBatch, weights: Tensor) -> tuple[FusedGradient, list[tuple[Tensor, Tensor]], Tensor]:
-        """Return the fused gradient, with what it is to be passed on to and the rows that were read."""
+    def _second_task(self, h: Tensor, tasks: TaskBatch, E: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
+        """Return users' losses of predicted ratings, and the query items' vectors to differentiate them in.
+
+        Args:
+            h: User vectors before adaptation.
+            tasks: Of a batch.
+            E: The item vectors if they are differentiated in themselves; None: their query rows are.
+        """
+        model = self._model
+        if model.rating_head is None or tasks.query_feedback is None:
+            return [], None
+        asked = self._items.vectors[tasks.query].requires_grad_() if E is None else E[tasks.query]
+        return [model.rating_weight * rating_losses(model.rating_head(h, asked), tasks)], asked
+
+    def _fused(
+        self, tasks: TaskBatch, weights: Tensor
+    ) -> tuple[FusedGradient, list[tuple[Tensor, Tensor]], Tensor, Tensor]:
+        """Return the fused gradient, what it is to be passed on to, the rows that were read, what the body wrote."""
         rows = self._items.vectors[tasks.support].requires_grad_()
         encoded = self._model.read(tasks, rows, joined=True)
-        h = self._adaptation.start(self._model.head(encoded), rows, tasks)
+        written = self._model.head(encoded)
+        h = self._adaptation.start(written, rows, tasks)
         own = self._adaptation.user_rates(encoded, tasks)
         with torch.no_grad():
             support = self._adaptation.support(h, own, self._items, tasks)
             part = fused_gradient(
                 h, own, self._items, tasks, weights, learner=self._adaptation.learner, support=support
             )  # fmt: skip
-        return part, [(h, part.h), (own, part.rates)], rows
+        return part, [(h, part.h), (own, part.rates)], rows, written
 
     def _perturbed(self, tasks: TaskBatch) -> TaskBatch:
         """Return tasks read where it hurts, if the settings say so."""
@@ -317,7 +346,7 @@ class _ClosedForm:
             return tasks
         delta = torch.zeros_like(self._items.vectors[tasks.support]).requires_grad_()
         ones = delta.new_ones(len(tasks))
-        _, way_back, _ = self._fused(replace(tasks, perturbation=delta), ones)
+        _, way_back, _, _ = self._fused(replace(tasks, perturbation=delta), ones)
         (gradient,) = _differentiate(way_back, [delta])
         return tasks if gradient is None else perturbed(tasks, gradient, radius)
 
@@ -325,10 +354,12 @@ class _ClosedForm:
         bias = self._model.item_bias
         encoded = self._model.encode(tasks, self._E)
         own = self._adaptation.user_rates(encoded, tasks)
+        h = self._model.head(encoded)
         losses = sampled_query_losses(
-            self._model.head(encoded), own, Items(self._E, bias), tasks, candidates,
+            h, own, Items(self._E, bias), tasks, candidates,
             second_order=self._adaptation.learner.second_order,
         )  # fmt: skip
+        losses = losses + sum(self._second_task(h, tasks, self._E)[0])
         self._sums.losses.append(losses.detach())
         *back, of_vectors, of_bias = _differentiate([(losses, weights)], [*self._body.values(), self._E, bias])
         self._sums.add(self._body, back)
@@ -347,9 +378,12 @@ class _ClosedForm:
             name: value.detach().expand(len(tasks), *value.shape).clone().requires_grad_()
             for name, value in self._adaptation.rate_parameters().items()
         }
-        with recorded_uses(model.encoder, model.head, *self._adaptation.children()) as uses:
+        layered = [part for part in (model.encoder, model.head, model.rating_head) if part is not None]
+        with recorded_uses(*layered, *self._adaptation.children()) as uses:
             encoded = model.read(tasks, rows)
-            h = self._adaptation.start(model.head(encoded), rows, tasks)
+            written = model.head(encoded)
+            h = self._adaptation.start(written, rows, tasks)
+            second, asked = self._second_task(written, tasks)
         own = self._adaptation.user_rates(encoded, tasks, raw)
         with torch.no_grad():
             support = self._adaptation.support(h, own, self._items, tasks)
@@ -357,13 +391,13 @@ class _ClosedForm:
                 h, own, self._items, tasks, torch.ones_like(weights),
                 learner=self._adaptation.learner, support=support, users_at_once=len(tasks),
             )  # fmt: skip
-        way_back = [(h, part.h), (own, part.rates)]
-        inputs = [*(use.returned for use in uses), rows, *raw.values()]
+        way_back = [(h, part.h), (own, part.rates), *((loss, torch.ones_like(loss)) for loss in second)]
+        inputs = [*(use.returned for use in uses), rows, asked, *raw.values()]
         found = _differentiate(way_back, inputs, keep=True)
-        of_uses, of_rows = found[: len(uses)], found[len(uses)]
+        of_uses, of_rows, of_asked = found[: len(uses)], *found[len(uses) : len(uses) + 2]
         of_raw = {
             f"adaptation.{name}": value
-            for name, value in zip(raw, found[len(uses) + 1 :], strict=True)
+            for name, value in zip(raw, found[len(uses) + 2 :], strict=True)
             if value is not None
         }
         with torch.no_grad():
@@ -371,6 +405,8 @@ class _ClosedForm:
             if of_rows is not None:
                 values[:, : of_rows.shape[1]] += of_rows
             single = Rows(support.items, values)
+            if of_asked is not None:
+                single = Rows(torch.cat([single.items, tasks.query], 1), torch.cat([single.values, of_asked], 1))
             squares = layers.squared_norms(part.factors, single)
             for use, gradient in zip(uses, of_uses, strict=True):
                 if gradient is not None:
@@ -383,12 +419,13 @@ class _ClosedForm:
             self._without(~whole, tasks, weights)
             return
         scale = clip_factors(squares, self._clip_norm) * weights
-        self._sums.losses.append(part.losses)
+        self._sums.losses.append(part.losses + sum(loss.detach() for loss in second))
         self._sums.norms.append(squares.clamp(min=0.0).sqrt())
         with torch.no_grad():
             self._add_factors(part.factors, single, scale)
         layers_only = {name: value for name, value in self._body.items() if name not in of_raw}
         scaled = [(h, part.h * scale[:, None]), (own, part.rates * scale[:, None, None])]
+        scaled += [(loss, scale) for loss in second]
         self._sums.add(layers_only, _differentiate(scaled, list(layers_only.values())))
         self._sums.add(of_raw, (torch.tensordot(scale, value, dims=1) for value in of_raw.values()))
 
@@ -451,7 +488,7 @@ def _add_own_parameters(
     """Add a batch of users each of whom has parameters of the body of his own."""
     tasks = _perturbed(model, tasks, id_mask)
     if not clip_norm:
-        losses = model.adaptation.losses(model, tasks, model.item_vectors(id_mask), id_mask)
+        losses = _losses(model, tasks, id_mask)
         found = torch.autograd.grad((losses * weights).sum(), list(sums.parameters.values()), allow_unused=True)
         sums.add(sums.parameters, found)
         sums.losses.append(losses.detach())

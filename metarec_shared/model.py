@@ -4,11 +4,13 @@
     user vector   h   = V BERT([state], e_s + feedback_s for s in the support set)
     score         s_j = h . e_j + b_j                b_j starts at log popularity
 
-Feedback enters as BERT's token type. The state token is the only word of BERT's vocabulary, or one of two: what follows
-interactions in a row is not what a random half of a history says of the other, so each order has its own. There are no
-positions, a support set is a set, unless ``model.recency`` makes them ranks in time. With ``model.encoder = gpt2`` a
-GPT-2 reads the items in time order instead, each seeing only what came before it, and the user vector is made of its
-last output (``causal_encoder``). The model is deterministic; dropout factors come with the task.
+Feedback enters as BERT's token type. The state token is the only word of BERT's vocabulary, or one of three: what
+follows interactions in a row, from a history's start or not, is not what a random half of a history says of the other,
+so each has its own. Attributes of the user (``model.attribute-buckets``) are further words, with a token type of their
+own: one token an attribute, beside the support items. There are no positions, a support set is a set, unless
+``model.recency`` makes them ranks in time. With ``model.encoder = gpt2`` a GPT-2 reads the items in time order instead,
+each seeing only what came before it, and the user vector is made of its last output (``causal_encoder``). The model is
+deterministic; dropout factors come with the task.
 """
 
 from collections.abc import Mapping
@@ -21,10 +23,11 @@ from transformers import BertConfig, BertModel, GPT2Model
 from metarec_shared.adaptation import Adaptation, ClosedForm, build_adaptation
 from metarec_shared.causal_encoder import build_causal_encoder, last_output, read_causally
 from metarec_shared.inner_loop import Items, scores
+from metarec_shared.rating_head import RatingHead
 from metarec_shared.settings import AdaptationSettings, ModelSettings
 from metarec_shared.task_regression import TaskRegression
 from metarec_shared.tasks import FEEDBACK_LEVELS, Order, TaskBatch
-from metarec_shared.user_encoder import RECENCY_LEVELS, read_support
+from metarec_shared.user_encoder import RECENCY_LEVELS, Attributes, read_support
 
 
 class BertRecommender(nn.Module):
@@ -50,6 +53,7 @@ class BertRecommender(nn.Module):
         self.item_norm = nn.LayerNorm(width)
         self.item_bias = nn.Parameter(torch.zeros(items))
         self.uses_recency = model.recency
+        self.attribute_buckets = model.attribute_buckets
         self.has_adapters = False
         levels = FEEDBACK_LEVELS if model.feedback else 0
         self.encoder: BertModel | GPT2Model
@@ -58,6 +62,8 @@ class BertRecommender(nn.Module):
         else:
             self.encoder = _build_bert(model, levels)
         self.head = nn.Linear(width, width)
+        self.rating_weight = model.rating_weight
+        self.rating_head = RatingHead(width) if model.rating_weight else None
         self.adaptation: Adaptation = build_adaptation(adaptation, width)
         self.regressions: Mapping[Order, TaskRegression] = {}
 
@@ -102,6 +108,7 @@ class BertRecommender(nn.Module):
                 tasks.support_mask,
                 recency,
                 state=self.states(tasks) if self.order_aware else None,
+                attributes=self.attributes(tasks.attributes),
                 joined=joined and not self.has_adapters,
             )
         return encoded if tasks.dropout is None else encoded * tasks.dropout[:, -1]
@@ -123,6 +130,18 @@ class BertRecommender(nn.Module):
         if not self.uses_recency:
             return None
         return torch.zeros_like(like) if recency is None else recency
+
+    def attributes(self, hashes: Int[Tensor, "users columns"] | None) -> Attributes | None:
+        """Return attributes as BERT reads them, words behind the state tokens; None where it reads or gets none."""
+        if hashes is None or not self.attribute_buckets:
+            return None
+        return Attributes(words=_state_tokens(self.order_aware) + hashes % self.attribute_buckets, told=hashes != 0)
+
+    def ratings(
+        self, tasks: TaskBatch, vectors: Float[Tensor, "users items width"], E: Float[Tensor, "items width"]
+    ) -> Float[Tensor, "users items"] | None:
+        """Return the ratings, from 0 to 1, that users would give items; None where the model predicts none."""
+        return None if self.rating_head is None else self.rating_head(self.head(self.encode(tasks, E)), vectors)
 
     def items(self, E: Float[Tensor, "items width"]) -> Items:
         """Return what scores need of the catalogue."""
@@ -160,12 +179,19 @@ class BertRecommender(nn.Module):
         return scores(self.head(self.encode(tasks, E)), self.items(E))
 
 
+def _state_tokens(order_aware: bool) -> int:
+    return 3 if order_aware else 1
+
+
 def _build_bert(model: ModelSettings, feedback_levels: int) -> BertModel:
-    """Return a BERT whose one word is the state token, with feedback levels as types and ranks in time as positions."""
+    """Return a BERT with state tokens and attributes as words, feedback levels as types, ranks in time as positions.
+
+    Type 0 is that of no feedback, the last one, where there are attributes, is theirs.
+    """
     config = BertConfig(
-        vocab_size=3 if model.order_aware else 1,
+        vocab_size=_state_tokens(model.order_aware) + model.attribute_buckets,
         pad_token_id=None,
-        type_vocab_size=1 + feedback_levels,
+        type_vocab_size=1 + feedback_levels + (model.attribute_buckets > 0),
         max_position_embeddings=1 + RECENCY_LEVELS if model.recency else 1,
         hidden_size=model.width,
         num_hidden_layers=model.layers,

@@ -107,4 +107,5 @@ class Population:
             in_time=order == "time",
             from_start=order == "time",
             recency=recency,
+            attributes=None if self.interactions.attributes is None else self.interactions.attributes[user],
         )

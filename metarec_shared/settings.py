@@ -61,7 +61,7 @@ class RunSettings:
     @property
     def tracker_names(self) -> tuple[str, ...]:
         """The names in ``trackers``, each once."""
-        return tuple(dict.fromkeys(name.strip() for name in self.trackers.split(",") if name.strip()))
+        return _names(self.trackers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +77,17 @@ class DataSettings:
         "",
         "file of further item vectors by item id (.npz, .npy, .csv, .parquet), beside those of the text; empty: none",
     )
+    user_attributes: str = setting(
+        "",
+        "columns of the data's file of users, by commas, that users choose to tell the model; empty: it is not read",
+    )
     rating_low: float = setting(0.0, "lowest rating of the scale; equal to rating-high: as the layout says")
     rating_high: float = setting(0.0, "highest rating of the scale; equal to rating-low: as the layout says")
+
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """The columns in ``user_attributes``, each once."""
+        return _names(self.user_attributes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +132,14 @@ class ModelSettings:
     feedback: bool = setting(True, "add an embedding of the rating to each support item")
     order_aware: bool = setting(True, "read histories in time order with a state token of their own")
     recency: bool = setting(False, "add an embedding of the rank in time to each support item that bert reads")
+    rating_weight: float = setting(
+        0.0, "weight in the query loss of the squared error of predicted ratings, from 0 to 1; 0: none are", low=0
+    )
+    attribute_buckets: int = setting(
+        0,
+        "rows of the table of user attributes, by hash: ten times the values, lest many share one; 0: bert reads none",
+        low=0,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +161,7 @@ class TaskSettings:
     vary_support: float = setting(0.0, "share of tasks whose support size is drawn from 1..support", low=0, high=1)
     support_dropout: float = setting(0.15, "chance of a support item to be hidden from its task", low=0, high=0.95)
     feature_dropout: float = setting(0.2, "dropout on the user encoder's inputs and output", low=0, high=0.95)
+    attribute_dropout: float = setting(0.2, "chance of a user attribute to be hidden from its task", low=0, high=1)
     id_dropout: float = setting(0.2, "chance of an item's ID vector to be off for a round", low=0, high=0.95)
     reorder: float = setting(
         0.0, "share of tasks half of whose support set swaps its ranks in time; where the encoder reads them",
@@ -495,6 +513,11 @@ def _check_together(settings: Settings, source: str) -> None:
         raise SettingsError(f"{source}: federation.clip-norm needs run.precision = float32: norms are a promise")
     if adaptation.candidates and settings.federation.clip_norm:
         raise SettingsError(f"{source}: give either adaptation.candidates or federation.clip-norm")
+    if model.rating_weight and adaptation.pseudo_labels and settings.federation.clip_norm:
+        raise SettingsError(
+            f"{source}: with federation.clip-norm give either model.rating-weight or adaptation.pseudo-labels: a "
+            "pseudo-label may be a rated query item, and ghost norms count items once"
+        )
     _check_encoder(settings, source)
     _check_pretraining(settings, source)
     _check_low_rank(settings, source)
@@ -547,6 +570,12 @@ def _check_encoder(settings: Settings, source: str) -> None:
         )
     if encoder == "gpt2" and settings.model.recency:
         raise SettingsError(f"{source}: model.recency is for model.encoder = bert; gpt2 reads in time order anyway")
+    if encoder == "gpt2" and settings.model.attribute_buckets:
+        raise SettingsError(f"{source}: model.attribute-buckets needs model.encoder = bert, got gpt2")
+    if settings.data.attribute_names and not settings.model.attribute_buckets:
+        raise SettingsError(
+            f"{source}: data.user-attributes needs a table to look them up in: set model.attribute-buckets, 256 say"
+        )
     if encoder == "gpt2" and settings.adaptation.parameters == "lora":
         raise SettingsError(f"{source}: adaptation.parameters = lora needs model.encoder = bert, got gpt2")
     if objective != "none" and settings.run.precision != "float32":
@@ -575,6 +604,10 @@ def _check_pretraining(settings: Settings, source: str) -> None:
         )
     if rounds > most:
         raise SettingsError(f"{source}: pretraining.rounds are the first of federation.rounds, got {rounds} of {most}")
+
+
+def _names(by_commas: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in by_commas.split(",") if name.strip()))
 
 
 def _kebab(name: str) -> str:

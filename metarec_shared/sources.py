@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metarec_shared.catalogue import Catalogue, TrainingItems
 from metarec_shared.dataset import Dataset
+from metarec_shared.errors import DataError
 from metarec_shared.generator import generate_catalogue, generate_dataset
 from metarec_shared.item_vectors import with_item_vectors
 from metarec_shared.readers import read_catalogue, read_dataset
@@ -106,4 +107,8 @@ def training_items(settings: Settings, catalogue: Catalogue) -> TrainingItems:
 
 @lru_cache(maxsize=2)
 def _dataset(data: DataSettings, generator: GeneratorSettings) -> Dataset:
-    return read_dataset(Path(data.path), data) if data.path else generate_dataset(generator)
+    if data.path:
+        return read_dataset(Path(data.path), data)
+    if data.attribute_names:
+        raise DataError("data.user-attributes needs data.path: generated users have none")
+    return generate_dataset(generator)

@@ -45,6 +45,8 @@ class TaskBatch:
         in_time: Whose support and query sets are in a row in time; None: nobody's.
         from_start: Whose of these begin where the history does; None: nobody's.
         recency: Rank of each support item in time, 1 for the newest, 0 where it is not known; None: of no item.
+        query_feedback: Level of each query item's rating, as ``feedback``; None outside meta-training.
+        attributes: Hash of each attribute of the user, 0 where it is hidden or not told; None: nobody tells any.
         perturbation: What is added to the support items' vectors as the user encoder reads them; None: nothing.
     """
 
@@ -58,6 +60,8 @@ class TaskBatch:
     in_time: Bool[Tensor, " users"] | None = None
     from_start: Bool[Tensor, " users"] | None = None
     recency: Int[Tensor, "users support"] | None = None
+    query_feedback: Int[Tensor, "users query"] | None = None
+    attributes: Int[Tensor, "users columns"] | None = None
     perturbation: Float[Tensor, "users support width"] | None = None
 
     def __len__(self) -> int:
@@ -89,7 +93,7 @@ class TaskBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One user's episode before padding: arrays of catalogue positions, feedback levels and ranks in time."""
+    """One user's episode before padding: arrays of catalogue positions, feedback levels, ranks in time, attributes."""
 
     support: NDArray[np.int64]
     support_mask: NDArray[np.bool_]
@@ -99,6 +103,7 @@ class Task:
     in_time: bool = False
     from_start: bool = False
     recency: NDArray[np.int64] | None = None
+    attributes: NDArray[np.int64] | None = None
 
 
 def feedback_levels(ratings: NDArray[np.float32], scale: RatingScale | None) -> NDArray[np.int64]:
@@ -177,6 +182,8 @@ def draw_training_tasks(
         in_time=torch.from_numpy(in_time),
         from_start=torch.from_numpy(from_start),
         recency=None if recency is None else torch.from_numpy(recency),
+        query_feedback=torch.from_numpy(np.where(asked, feedback_levels(interactions.ratings[query_rows], scale), 0)),
+        attributes=_told(interactions.attributes, users, keys, settings.attribute_dropout, address),
     )
 
 
@@ -200,6 +207,21 @@ def with_substitutes(
     draws = torch.from_numpy(uniform_table(keys, 2 * tasks.support.shape[1], seed, "substitute", round_number))
     taken = torch.cat([tasks.known, tasks.query.masked_fill(~tasks.query_mask, -1)], dim=1)
     return replace(tasks, support=substitutes(tasks.support, taken, neighbours, draws.to(neighbours.device), chance))
+
+
+def _told(
+    attributes: NDArray[np.int64] | None,
+    users: NDArray[np.int64],
+    keys: NDArray[np.uint64],
+    dropout: float,
+    address: tuple[int, int],
+) -> Tensor | None:
+    """Return the attributes of ``users``, each hidden with chance ``dropout``, so that their absence is learned too."""
+    if attributes is None:
+        return None
+    seed, round_number = address
+    hidden = coin_table(keys, attributes.shape[1], dropout, seed, "attribute dropout", round_number)
+    return torch.from_numpy(np.where(hidden, 0, attributes[users]))
 
 
 def _shuffled(lengths: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -257,6 +279,7 @@ def pad(tasks: Sequence[Task]) -> TaskBatch:
         in_time=torch.tensor([task.in_time for task in tasks]),
         from_start=torch.tensor([task.from_start for task in tasks]),
         recency=_stack_recency(tasks, support_lengths),
+        attributes=_stack_attributes(tasks),
     )
 
 
@@ -275,6 +298,13 @@ def _stack_recency(tasks: Sequence[Task], lengths: Sequence[int]) -> Tensor | No
         np.zeros(n, np.int64) if task.recency is None else task.recency for task, n in zip(tasks, lengths, strict=True)
     ]
     return _stack(rows, lengths, 0)
+
+
+def _stack_attributes(tasks: Sequence[Task]) -> Tensor | None:
+    """Stack attributes; a task without them, or with fewer, has 0, for not told."""
+    rows = [np.zeros(0, np.int64) if task.attributes is None else task.attributes for task in tasks]
+    lengths = [len(row) for row in rows]
+    return _stack(rows, lengths, 0) if any(lengths) else None
 
 
 def _stack_dropout(tasks: Sequence[Task], longest: int) -> Tensor | None:

@@ -6,6 +6,8 @@ come from all tokens, the rest of the layer runs on one. The result is ``BertMod
 ``read_tokens`` returns what BERT writes at every token, for pre-training, where other tokens than the state token ask.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -21,6 +23,18 @@ RECENCY_LEVELS = 20
 """Ranks in time that are told apart; older items share the last. Level 0 means that the rank is not known."""
 
 
+class Attributes(NamedTuple):
+    """Users' attributes as BERT reads them.
+
+    Attributes:
+        words: Which word of BERT's vocabulary each attribute is, [users, columns].
+        told: Which of them may be read; what a user does not tell is padding.
+    """
+
+    words: Int[Tensor, "users columns"]
+    told: Bool[Tensor, "users columns"]
+
+
 def read_support(
     encoder: BertModel,
     inputs: Float[Tensor, "users support width"],
@@ -29,9 +43,10 @@ def read_support(
     recency: Int[Tensor, "users support"] | None = None,
     *,
     state: Int[Tensor, " users"] | None = None,
+    attributes: Attributes | None = None,
     joined: bool = False,
 ) -> Float[Tensor, "users width"]:
-    """Return BERT's output at the state token, which stands before the support items.
+    """Return BERT's output at the state token, which stands before the user's attributes and the support items.
 
     Args:
         encoder: A BERT whose words are state tokens, and whose token types are feedback levels.
@@ -40,11 +55,12 @@ def read_support(
         visible: Which of them may be read.
         recency: Their ranks in time, BERT's positions, for an encoder that has them; None: the support set is a set.
         state: Which state token each user has; None: the first.
+        attributes: What the users tell of themselves, one token an attribute, for an encoder that has words for them.
         joined: Whether a layer's projections may be joined in one product and its attention be one kernel: faster, and
             the same to rounding, but single layers cannot be watched and it can be differentiated only once.
     """
-    hidden = _embedded(encoder, inputs, feedback, recency, state)
-    mask = _mask(visible, hidden.dtype)
+    hidden = _embedded(encoder, inputs, feedback, recency, state, attributes)
+    mask = _mask(visible if attributes is None else torch.cat([attributes.told, visible], dim=1), hidden.dtype)
     attend = _attend_joined if joined else _attend
     *layers, last = encoder.encoder.layer
     for layer in layers:
@@ -85,16 +101,29 @@ def read_tokens(
 
 
 def _embedded(
-    encoder: BertModel, inputs: Tensor, feedback: Tensor, recency: Tensor | None, state: Tensor | None = None
+    encoder: BertModel,
+    inputs: Tensor,
+    feedback: Tensor,
+    recency: Tensor | None,
+    state: Tensor | None = None,
+    attributes: Attributes | None = None,
 ) -> Tensor:
-    """Return the tokens as the first layer reads them, the state token first."""
+    """Return the tokens as the first layer reads them: the state token, attributes, items.
+
+    Words are looked up once, so that the norm of their table's gradient is one use's.
+    """
     zeros = feedback.new_zeros(len(inputs), 1)
     words = zeros if state is None else state[:, None]
+    types, before = zeros, zeros
+    if attributes is not None:
+        words = torch.cat([words, attributes.words], dim=1)
+        own_type = torch.full_like(attributes.words, encoder.config.type_vocab_size - 1)
+        types, before = torch.cat([zeros, own_type], dim=1), torch.zeros_like(words)
     levels = None if recency is None else recency.clamp(max=RECENCY_LEVELS)
     hidden: Tensor = encoder.embeddings(
         inputs_embeds=torch.cat([encoder.embeddings.word_embeddings(words), inputs], dim=1),
-        token_type_ids=torch.cat([zeros, feedback], dim=1),
-        position_ids=zeros if levels is None else torch.cat([zeros, levels], dim=1),
+        token_type_ids=torch.cat([types, feedback], dim=1),
+        position_ids=zeros if levels is None else torch.cat([before, levels], dim=1),
     )
     return hidden
 

@@ -132,6 +132,9 @@ def evaluate(
     on_bad_rows: Annotated[
         str | None, typer.Option(help="error or skip; without it, as in the run.", metavar="error|skip")
     ] = None,
+    user_attributes: Annotated[
+        str | None, typer.Option(help="What users tell; without it, as in the run.", metavar="COLUMN,...")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
     """Evaluate a run on users it has never seen."""
@@ -147,12 +150,14 @@ def evaluate(
     def say(line: str) -> None:
         notes.print(line, markup=False, soft_wrap=True)
 
+    chosen = {"data.on-bad-rows": on_bad_rows, "data.user-attributes": user_attributes}
+    reading = {key: value for key, value in chosen.items() if value is not None}
     if protocol is Protocol.COLD_ITEM:
         if order is OrderChoice.TIME:
             raise typer.BadParameter("the protocol cold-item has no time order")
-        figures = evaluate_cold_items(model, data, sizes, on_bad_rows, say)
+        figures = evaluate_cold_items(model, data, sizes, reading, say)
     else:
-        figures = evaluate_cold_users(model, data, sizes, None if order is None else order.value, on_bad_rows, say)
+        figures = evaluate_cold_users(model, data, sizes, None if order is None else order.value, reading, say)
     if json_file is not None:
         write_json(json_file, figures)
     print_cells(console, figures["cells"], figures["k"], figures["users"])

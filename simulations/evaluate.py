@@ -1,6 +1,6 @@
 """Evaluate a run afterwards: on its own test users, or on all users of data with another catalogue."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class _Subject:
 
 
 def evaluate_cold_users(
-    run: Path, data: Path | None, supports: Sequence[int], order: Order | None, on_bad_rows: str | None, say: Say
+    run: Path, data: Path | None, supports: Sequence[int], order: Order | None, reading: Mapping[str, str], say: Say
 ) -> dict[str, Any]:
     """Evaluate cold-start users: only test users where the catalogue is the run's, whose users may have grown since.
 
@@ -62,14 +62,14 @@ def evaluate_cold_users(
         data: Folder with the data; None: the data the run was trained on.
         supports: Support set sizes.
         order: Order of histories; None: every order the data has.
-        on_bad_rows: ``error`` or ``skip``; None: as in the run.
+        reading: Settings of how the data is read that are not the run's, ``{"data.on-bad-rows": "skip"}`` say.
         say: Told, in a line each, what happens next.
 
     Raises:
         MetaRecError: The run or the data cannot be used, or nobody enters any cell.
     """
     checkpoint = load_checkpoint(run)
-    settings = _data_settings(checkpoint, data, on_bad_rows)
+    settings = _data_settings(checkpoint, data, reading)
     subject = _own_data(run, checkpoint, settings) or _other_data(checkpoint, settings)
     say(f"evaluating {subject.who}")
     available = orders_of(subject.population.interactions)
@@ -95,7 +95,7 @@ def evaluate_cold_users(
 
 
 def evaluate_cold_items(
-    run: Path, data: Path | None, supports: Sequence[int], on_bad_rows: str | None, say: Say
+    run: Path, data: Path | None, supports: Sequence[int], reading: Mapping[str, str], say: Say
 ) -> dict[str, Any]:
     """Rank the items that were held out of training for the test users who touched them.
 
@@ -105,7 +105,7 @@ def evaluate_cold_items(
     checkpoint = load_checkpoint(run)
     if not checkpoint.settings.data.hold_out_items:
         raise DataError(f"{run}: cold-item needs a run made with --hold-out-items; this one held out none")
-    settings = _data_settings(checkpoint, data, on_bad_rows)
+    settings = _data_settings(checkpoint, data, reading)
     dataset = load_dataset(settings)
     if dataset.catalogue.fingerprint != checkpoint.items.catalogue.fingerprint:
         raise DataError("cold-item evaluates a run on the data it was trained on; this is other data")
@@ -123,10 +123,9 @@ def evaluate_cold_items(
     return {"protocol": "cold-item", "users": who, "own_data": True, "k": settings.evaluation.k, "cells": cells}
 
 
-def _data_settings(checkpoint: Checkpoint, data: Path | None, on_bad_rows: str | None) -> Settings:
-    values = {"data.path": None if data is None else str(data), "data.on-bad-rows": on_bad_rows}
-    given = {key: value for key, value in values.items() if value is not None}
-    return checkpoint.settings.with_values(given, "options")
+def _data_settings(checkpoint: Checkpoint, data: Path | None, reading: Mapping[str, str]) -> Settings:
+    path = {} if data is None else {"data.path": str(data)}
+    return checkpoint.settings.with_values({**path, **reading}, "options")
 
 
 def _own_data(run: Path, checkpoint: Checkpoint, settings: Settings) -> _Subject | None:

@@ -194,6 +194,7 @@ def cold_item_task(population: Population, user: int, held_out: NDArray[np.bool_
         support_mask=np.ones(len(known), dtype=bool),
         feedback=whole.feedback[known],
         query=whole.support[hidden],
+        attributes=whole.attributes,
     )
 
 

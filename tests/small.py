@@ -18,12 +18,16 @@ SMALL_MODEL = ModelSettings(width=WIDTH, heads=2, layers=1, intermediate=16)
 
 
 def small_model(
-    adaptation: AdaptationSettings | None = None, *, seed: int = 0, dtype: torch.dtype = torch.float64
+    adaptation: AdaptationSettings | None = None,
+    *,
+    sizes: ModelSettings = SMALL_MODEL,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
 ) -> BertRecommender:
     """Build a small recommender whose parameters are all away from zero."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = BertRecommender(torch.randn(ITEMS, TEXT), SMALL_MODEL, adaptation or AdaptationSettings())
+        model = BertRecommender(torch.randn(ITEMS, TEXT), sizes, adaptation or AdaptationSettings())
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from metarec_shared.attributes import NOT_TOLD, attribute_hash
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.dataset import Problem, RatingScale
 from metarec_shared.errors import DataError
@@ -94,6 +95,42 @@ def build_interactions(
         ("short users", int((lengths < _SHORTEST_TASK).sum()), "kept, but too short to form a task"),
     )
     return interactions, scale if rated else None, problems
+
+
+def build_attributes(
+    table: Table, user_ids: NDArray[np.str_], settings: DataSettings
+) -> tuple[NDArray[np.int64], tuple[Problem, ...]]:
+    """Build the attributes of users from column ``user_id`` and the columns that the settings name.
+
+    Args:
+        table: The file of users; whom nobody asked for are passed over.
+        user_ids: Whose attributes, [users].
+        settings: Which columns, and whether unreadable rows are errors or are skipped.
+
+    Returns:
+        Hashes as ``attribute_hash`` makes them, int64 [users, columns], and what was gone past.
+
+    Raises:
+        DataError: A column is missing, a row cannot be read, or two are of one user.
+    """
+    names = settings.attribute_names
+    table = table.select({"user_id": "user_id"} | {f"attribute {name}": name for name in names})
+    table, skipped = readable(table, id_faults(table, "user_id"), settings)
+    found = table.text("user_id")
+    if len(found.unique()) < len(found):
+        raise DataError(f"{table.source}: a user must have one row, got {len(found):,} rows of {len(found.unique()):,}")
+    rows = pc.fill_null(pc.index_in(pa.array(user_ids.tolist(), pa.string()), value_set=found), -1).to_numpy()
+    attributes = np.full((len(user_ids), len(names)), NOT_TOLD, dtype=np.int64)
+    for column, name in enumerate(names):
+        values = table.text(f"attribute {name}").dictionary_encode()
+        hashes = np.array([attribute_hash(name, value) for value in values.dictionary.to_pylist()], dtype=np.int64)
+        told = hashes[values.indices.to_numpy()] if len(hashes) else np.zeros(0, dtype=np.int64)
+        attributes[rows >= 0, column] = told[rows[rows >= 0]]
+    problems = _problems(
+        ("unreadable user rows", skipped, "skipped"),
+        ("users without attributes", int((attributes == NOT_TOLD).all(axis=1).sum()), "told apart by history alone"),
+    )
+    return attributes, problems
 
 
 def set_scale(settings: DataSettings) -> RatingScale | None:

@@ -20,11 +20,13 @@ class Layout:
         name: What the layout is called, for messages.
         interaction_files: Glob patterns, one of which one file must match.
         item_files: Likewise, for items.
+        user_files: Likewise, for attributes of users; empty: the layout has no such file.
     """
 
     name: str
     interaction_files: tuple[str, ...]
     item_files: tuple[str, ...]
+    user_files: tuple[str, ...] = ()
 
     def find_interactions(self, directory: Path) -> Path | None:
         """Return the file of interactions, None where there is none."""
@@ -33,6 +35,10 @@ class Layout:
     def find_items(self, directory: Path) -> Path | None:
         """Return the file of items, None where there is none."""
         return self._find(directory, self.item_files)
+
+    def find_users(self, directory: Path) -> Path | None:
+        """Return the file of users, None where there is none."""
+        return self._find(directory, self.user_files)
 
     def __str__(self) -> str:
         return f"{self.name} ({'|'.join(self.interaction_files)} with {'|'.join(self.item_files)})"
@@ -58,9 +64,11 @@ class TableLayout(Layout):
         read_interactions: Reads the file of interactions into columns ``user_id``, ``item_id`` and, where the data has
             them, ``rating`` and ``timestamp``.
         read_items: Reads the file of items into columns ``item_id``, ``title`` and any further ones of text.
+        read_users: Reads the file of users into ``user_id`` and columns of attributes; None: the layout has none.
         scale: The ratings' scale where the layout fixes it; None: it fixes none.
     """
 
     read_interactions: Reader
     read_items: Reader
+    read_users: Reader | None = None
     scale: RatingScale | None = None

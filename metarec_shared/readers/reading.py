@@ -10,8 +10,9 @@ from metarec_shared.dataset import Dataset
 from metarec_shared.errors import DataError
 from metarec_shared.packed import DESCRIPTION_FILE, read_packed, read_packed_catalogue
 from metarec_shared.readers import movielens_1m, movielens_100k, movielens_csv, own, recbole
-from metarec_shared.readers.assemble import build_catalogue, build_interactions, set_scale
+from metarec_shared.readers.assemble import build_attributes, build_catalogue, build_interactions, set_scale
 from metarec_shared.readers.layout import Layout, TableLayout
+from metarec_shared.readers.table import Table
 from metarec_shared.settings import DataSettings
 
 PACKED = Layout(name="packed", interaction_files=("items.npy",), item_files=(DESCRIPTION_FILE,))
@@ -30,7 +31,8 @@ def read_dataset(directory: Path, settings: DataSettings) -> Dataset:
 
     Args:
         directory: Folder in one of the known layouts.
-        settings: What to do with rows that cannot be read, and the ratings' scale where the layout does not fix it.
+        settings: What to do with rows that cannot be read, the ratings' scale where the layout does not fix it, and
+            which attributes of users to read; where it names none, their file is not opened.
 
     Returns:
         Items in file order. Users sorted by id, by number where all ids are digits. Each history in time order where
@@ -39,11 +41,14 @@ def read_dataset(directory: Path, settings: DataSettings) -> Dataset:
         memory maps, those of any other lie in memory.
 
     Raises:
-        DataError: The folder is missing, is in no known layout or in two, or its files cannot be read or used.
+        DataError: The folder is missing, is in no known layout or in two, or its files cannot be read or used; or it
+            has no attributes of users where some are wanted.
     """
     layout = layout_of(directory, items_only=False)
     if isinstance(layout, TableLayout):
         return _read_tables(directory, layout, settings)
+    if settings.attribute_names:
+        raise DataError(f"{directory}: a packed folder holds no attributes of users; data.user-attributes wants some")
     return _rescaled(read_packed(directory), settings)
 
 
@@ -68,6 +73,10 @@ def _read_tables(directory: Path, layout: TableLayout, settings: DataSettings) -
     catalogue, item_problems = build_catalogue(layout.read_items(items_file, settings), settings)
     table = layout.read_interactions(interactions_file, settings)
     interactions, scale, problems = build_interactions(table, catalogue, layout.scale, settings)
+    if settings.attribute_names:
+        users = _read_users(directory, layout, settings)
+        attributes, user_problems = build_attributes(users, interactions.user_ids, settings)
+        interactions, problems = replace(interactions, attributes=attributes), problems + user_problems
     return Dataset(
         name=directory.resolve().name,
         layout=layout.name,
@@ -76,6 +85,14 @@ def _read_tables(directory: Path, layout: TableLayout, settings: DataSettings) -
         rating_scale=scale,
         problems=item_problems + problems,
     )
+
+
+def _read_users(directory: Path, layout: TableLayout, settings: DataSettings) -> Table:
+    users_file = layout.find_users(directory)
+    if layout.read_users is None or users_file is None:
+        wish = f"wants {' or '.join(layout.user_files)}" if layout.user_files else f"layout {layout.name} has none"
+        raise DataError(f"{directory}: no file of users for data.user-attributes = {settings.user_attributes}: {wish}")
+    return layout.read_users(users_file, settings)
 
 
 def _rescaled(dataset: Dataset, settings: DataSettings) -> Dataset:

@@ -1,4 +1,4 @@
-"""RecBole's atomic files: ``NAME.inter`` and ``NAME.item``, tab separated, a header of ``column:type``.
+"""RecBole's atomic files: ``NAME.inter``, ``NAME.item``, by choice ``NAME.user``: tabs, a header of ``column:type``.
 
 References:
     Zhao et al. (2021), RecBole: Towards a Unified, Comprehensive and Efficient Framework for Recommendation
@@ -36,6 +36,12 @@ def _read_items(path: Path, settings: DataSettings) -> Table:
     return table.select({"item_id": "item_id", "title": title, **further})
 
 
+def _read_users(path: Path, settings: DataSettings) -> Table:
+    table, types = _read(path, settings)
+    attributes = {name: name for name in table.columns if types[name] == "token"}
+    return table.select({"user_id": "user_id"}, attributes)
+
+
 def _read(path: Path, settings: DataSettings) -> tuple[Table, dict[str, str]]:
     """Return the table under bare column names, and the type of each column."""
     table = read_delimited(path, _TABS, settings)
@@ -54,6 +60,8 @@ LAYOUT = TableLayout(
     name="recbole",
     interaction_files=("*.inter",),
     item_files=("*.item",),
+    user_files=("*.user",),
     read_interactions=_read_interactions,
     read_items=_read_items,
+    read_users=_read_users,
 )

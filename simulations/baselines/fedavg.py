@@ -178,9 +178,12 @@ def _splits(batch: TaskBatch, seed: int, step: int) -> TaskBatch:
         items=batch.support[real].numpy(),
         ratings=levels.masked_fill(levels == 0, torch.nan).numpy(),
         has_time=False,
+        attributes=None if batch.attributes is None else batch.attributes.numpy(),
     )
     longest = int(lengths.max())
-    sizes = TaskSettings(support=max(longest // 2, 1), query=longest, support_dropout=0.0, feature_dropout=0.0)
+    sizes = TaskSettings(
+        support=max(longest // 2, 1), query=longest, support_dropout=0.0, feature_dropout=0.0, attribute_dropout=0.0
+    )
     scale = RatingScale(low=1.0, high=float(FEEDBACK_LEVELS))  # ratings are feedback levels already
     keys = user_keys(seed, histories.user_ids)
     return draw_training_tasks(histories, np.arange(len(batch)), keys, scale, sizes, 1, (seed, step))

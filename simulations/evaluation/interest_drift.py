@@ -84,4 +84,5 @@ def _task(population: Population, settings: Settings, user: int, cell: str) -> T
         query=histories.items[before:stop].astype(np.int64),
         in_time=True,
         recency=time_ranks(rows[None], mask[None])[0],
+        attributes=None if histories.attributes is None else histories.attributes[user],
     )

@@ -180,6 +180,7 @@ def kept(histories: Interactions, mask: NDArray[np.bool_]) -> Interactions:
         items=histories.items[mask],
         ratings=histories.ratings[mask],
         has_time=histories.has_time,
+        attributes=histories.attributes,
     )
 
 

@@ -131,7 +131,7 @@ def test_an_empty_history_is_answered_by_the_unadapted_initialization() -> None:
     model = small_model(dtype=torch.float32)
     ranked = recommend(model, Profile(items=[]), 10)
     E = model.item_vectors()
-    state = model.encoder.embeddings.word_embeddings.weight[None]
+    state = model.encoder.embeddings.word_embeddings.weight[:1][None]
     h = model.head(
         model.encoder(inputs_embeds=state, position_ids=torch.zeros(1, 1, dtype=torch.long)).last_hidden_state[0]
     )
