@@ -32,6 +32,9 @@ from metarec_shared.text_ridge import fit_text_ridge
 FORMAT = 3
 _BEFORE: dict[int, dict[str, Scalar]] = {1: {"model.order-aware": False, "tasks.time-share": 0.0}, 2: {}}
 """What earlier formats could not do, so that their settings do not say it."""
+_STATES_BEFORE = 2
+"""State tokens up to format 2."""
+_STATES = "encoder.embeddings.word_embeddings.weight"
 MODEL_FILE = "model.safetensors"
 CATALOGUE_FILE = "catalogue.json"
 
@@ -185,8 +188,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     values = _today(description["format"], flatten(description["settings"], MODEL_FILE))
     settings = Settings().with_values(values, str(folder / MODEL_FILE))
     scale = description["rating_scale"]
+    parameters = tensors_below(tensors, "parameters/")
+    if settings.model.order_aware and len(states := parameters.get(_STATES, ())) == _STATES_BEFORE:
+        parameters[_STATES] = states[[0, 1, 1]]  # histories from the start were read as any in time order
     return Checkpoint(
-        parameters=tensors_below(tensors, "parameters/"),
+        parameters=parameters,
         settings=settings,
         items=TrainingItems(catalogue=catalogue, positions=tensors["known_items"].numpy().astype(np.int64)),
         text=tensors["text"],

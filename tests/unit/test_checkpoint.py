@@ -204,3 +204,19 @@ def test_a_checkpoint_whose_meta_learner_was_two_settings_is_read(
     before = load_checkpoint(tmp_path)
     assert before.settings.adaptation.method == method
     torch.testing.assert_close(before.model()(tasks()), now.model()(tasks()))
+
+
+def test_a_model_of_two_state_tokens_reads_a_history_from_its_start_as_any_in_time_order(tmp_path: Path) -> None:
+    save_checkpoint(a_checkpoint(), tmp_path)
+    tensors, description = load_tensors(tmp_path / MODEL_FILE)
+    description["format"] = 2
+    name = "parameters/encoder.embeddings.word_embeddings.weight"
+    tensors[name] = tensors[name][:2]
+    save_tensors(tmp_path / MODEL_FILE, tensors, description)
+    model, batch = load_checkpoint(tmp_path).model(), tasks()
+    everybody = torch.ones(len(batch), dtype=torch.bool)
+    in_a_row = replace(batch, in_time=everybody, from_start=~everybody)
+    torch.testing.assert_close(model(replace(in_a_row, from_start=everybody)), model(in_a_row))
+    now = a_checkpoint().model()
+    torch.testing.assert_close(model(in_a_row), now(in_a_row))
+    assert not torch.equal(now(in_a_row), now(replace(in_a_row, from_start=everybody)))
