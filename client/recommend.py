@@ -117,8 +117,8 @@ def recommend(model: BertRecommender, profile: Profile, top_k: int) -> list[tupl
     """Return the positions and scores of the ``top_k`` best items, best first, none of them from the history.
 
     With an empty history the unadapted meta-initialization ranks the catalogue. What follows a history that is known to
-    be in time is predicted otherwise than what goes with one that may be in any order; a model that reads ranks in time
-    takes the order of the items, oldest first.
+    be in time, and is taken for whole, is predicted otherwise than what goes with one that may be in any order; a model
+    that reads ranks in time takes the order of the items, oldest first.
     """
     positions = np.array([item.position for item in profile.items], dtype=np.int64)
     task = Task(
@@ -127,6 +127,7 @@ def recommend(model: BertRecommender, profile: Profile, top_k: int) -> list[tupl
         feedback=np.array([item.feedback for item in profile.items], dtype=np.int64),
         query=positions[:0],
         in_time=profile.in_time,
+        from_start=profile.in_time,
         recency=np.arange(len(positions), 0, -1),
     )
     scores = model(pad([task]), adapt=len(positions) > 0)[0]
