@@ -141,8 +141,8 @@ def recommend(model: BertRecommender, profile: Profile, top_k: int) -> list[tupl
     """Return the positions and scores of the ``top_k`` best items, best first, none of them from the history.
 
     With an empty history the unadapted meta-initialization ranks the catalogue, by attributes alone if there are any.
-    What follows a history that is known to be in time is predicted otherwise than what goes with one that may be in any
-    order; a model that reads ranks in time takes the order of the items, oldest first.
+    What follows a history that is known to be in time, and is taken for whole, is predicted otherwise than what goes
+    with one that may be in any order; a model that reads ranks in time takes the order of the items, oldest first.
     """
     task = _task(profile)
     scores = model(task, adapt=len(profile.items) > 0)[0]
@@ -178,6 +178,7 @@ def _task(profile: Profile) -> TaskBatch:
         feedback=np.array([item.feedback for item in profile.items], dtype=np.int64),
         query=positions[:0],
         in_time=profile.in_time,
+        from_start=profile.in_time,
         recency=np.arange(len(positions), 0, -1),
         attributes=np.array(profile.attributes, dtype=np.int64),
     )

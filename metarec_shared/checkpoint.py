@@ -98,7 +98,8 @@ class Checkpoint:
         model = BertRecommender(text, self.settings.model, self.settings.adaptation)
         parameters = dict(self.parameters)
         bias = self.parameters["item_bias"]
-        parameters["item_bias"] = self._bias_by_text(text).index_put((at,), bias[of])
+        expected = self._bias_by_text(text) if len(positions) < len(text) else bias.new_empty(len(text))
+        parameters["item_bias"] = expected.index_put((at,), bias[of])
         if model.item_ids is not None:
             ids = self.parameters["item_ids"]
             parameters["item_ids"] = ids.new_zeros(len(text), ids.shape[1]).index_put((at,), ids[of])

@@ -49,7 +49,8 @@ def fit_text_ridge(
 ) -> TextRidge:
     """Fit the regression; the penalty is chosen for all targets together.
 
-    Time grows with items times text times targets, and with items times text squared for every penalty.
+    Time grows with items times text times the sum of text and targets, and for every penalty with items times text
+    times the lesser of the two.
 
     Args:
         text: Of items whose targets are known, at least one.
@@ -68,14 +69,14 @@ def fit_text_ridge(
     unit = eigenvalues.mean().clamp(min=torch.finfo(torch.float32).tiny)
     Z = T @ basis
     projected = Z.to(Y.dtype).T @ Y
-    # of residuals r = y - z P only their squared lengths are needed: |y|^2 - 2 y P' z' + z P P' z'
+    # of residuals r = y - z P only their squared lengths are needed: |y|^2 - 2 y P' z' + |z R'|^2, where P P' = R' R
     squares, products = Y.double().square().sum(dim=1), (Y @ projected.T).double()
-    inner = (projected @ projected.T).double()
+    half = torch.linalg.qr(projected.T.double(), mode="r").R.T
 
     def error(penalty: float) -> float:
         shrunk = Z / (eigenvalues + penalty * unit)
         leverage = 1 / len(Z) + (shrunk * Z).sum(dim=1)
-        residuals = squares - 2 * (shrunk * products).sum(dim=1) + ((shrunk @ inner) * shrunk).sum(dim=1)
+        residuals = squares - 2 * (shrunk * products).sum(dim=1) + (shrunk @ half).square().sum(dim=1)
         return float((residuals / (1 - leverage).clamp(min=torch.finfo(torch.float32).eps).square()).sum())
 
     penalty = min(penalties, key=error)

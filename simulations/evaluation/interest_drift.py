@@ -83,6 +83,7 @@ def _task(population: Population, settings: Settings, user: int, cell: str) -> T
         feedback=feedback_levels(histories.ratings[rows], population.rating_scale),
         query=histories.items[before:stop].astype(np.int64),
         in_time=True,
+        from_start=cell == "early",
         recency=time_ranks(rows[None], mask[None])[0],
         attributes=None if histories.attributes is None else histories.attributes[user],
     )

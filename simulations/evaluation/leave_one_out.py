@@ -219,6 +219,7 @@ class LeaveOneOutTrial(RankingTrial):
             feedback=feedback,
             query=wanted[[place]],
             in_time=True,
+            from_start=True,
             recency=time_ranks(np.arange(len(support))[None], mask[None])[0],
         )
 
@@ -274,5 +275,6 @@ def latest(batch: TaskBatch, most: int) -> TaskBatch:
         support_mask=mask,
         feedback=batch.feedback.gather(1, places).masked_fill(~mask, 0),
         known=support.masked_fill(~mask, -1),
+        from_start=None if batch.from_start is None else batch.from_start & (lengths[:, 0] <= width),
         recency=None if batch.recency is None else batch.recency.gather(1, places).masked_fill(~mask, 0),
     )

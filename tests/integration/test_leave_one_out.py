@@ -212,6 +212,9 @@ def test_histories_are_read_in_time_also_when_only_the_latest_items_are_left(
             for found in (batch, latest(batch, 5)):
                 assert found.in_time is not None
                 assert found.in_time.all()
+                assert found.from_start is not None
+                whole = found.support_mask.sum(dim=1) == batch.support_mask.sum(dim=1)
+                assert torch.equal(found.from_start, whole)
                 assert found.recency is not None
                 assert found.recency.shape == found.support.shape
                 for ranks, mask in zip(found.recency, found.support_mask, strict=True):
@@ -220,10 +223,11 @@ def test_histories_are_read_in_time_also_when_only_the_latest_items_are_left(
 
 
 def test_the_latest_items_of_no_known_order_keep_no_order() -> None:
-    batch = replace(small_tasks(6), dropout=None, recency=None, in_time=None)
+    batch = replace(small_tasks(6), dropout=None, recency=None, in_time=None, from_start=None)
     found = latest(replace(batch, support_mask=batch.support_mask.sort(dim=1, descending=True).values), 3)
     assert found.recency is None
     assert found.in_time is None
+    assert found.from_start is None
 
 
 def write_files(folder: Path, *, negative: str = "(0,2)\t0\t2\n(1,0)\t3\t2\n") -> None:

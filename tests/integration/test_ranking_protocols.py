@@ -162,6 +162,8 @@ class TestInterestDrift:
             for batch in (*cell.validation.batches, *cell.test.batches):
                 assert batch.in_time is not None
                 assert batch.in_time.all()
+                assert batch.from_start is not None
+                assert batch.from_start.tolist() == [cell.name == "early"] * len(batch)
                 assert batch.recency is not None
                 assert batch.recency.tolist() == [expected] * len(batch)
 

@@ -73,6 +73,14 @@ def test_a_history_in_time_is_answered_by_what_was_learned_of_histories_in_time(
     assert recommend(model, Profile(items=items, in_time=True), 1)[0][0] == 6
 
 
+def test_a_history_in_time_is_read_as_one_from_the_start() -> None:
+    model, read = small_model(dtype=torch.float32), []
+    model.encoder.embeddings.word_embeddings.register_forward_hook(lambda *hooked: read.append(hooked[1][0].tolist()))
+    for in_time in (False, True):
+        recommend(model, Profile(items=[Item(position=3)], in_time=in_time), 1)
+    assert read == [[[0]], [[2]]]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
