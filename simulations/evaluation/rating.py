@@ -17,8 +17,10 @@ from metarec_shared.errors import DataError
 from metarec_shared.interactions import Interactions, starts
 from metarec_shared.randomness import generator
 from metarec_shared.settings import Settings
+from metarec_shared.sources import load_dataset
 from simulations.baselines.content_kernel import ContentKernel, content_kernel
 from simulations.baselines.matrix_factorization import BIAS_PENALTY, factorize
+from simulations.baselines.melu import MeLUPredictor, MeLUSettings, PreferenceEstimator, item_content, train_melu
 from simulations.baselines.meta_ridge import MetaRidgeSettings, Reconstruction, described, meta_train
 from simulations.baselines.rating_fold_in import FoldIn
 from simulations.evaluation.protocol import CHANCE, OURS, Figures, Method, Say, Trial
@@ -293,9 +295,16 @@ def fedrecon(problem: RatingProblem, stage: RatingStage, chosen: Mapping[str, An
     return Reconstruction(base=base, features=features, steps=chosen["steps"], step_size=settings.step_size)
 
 
+def melu(problem: RatingProblem, stage: RatingStage, chosen: Mapping[str, Any]) -> Predictor:
+    """Train MeLU's network through local updates of its decision layers."""
+    settings = MeLUSettings(steps=chosen["steps"], rate=chosen["rate"])
+    return MeLUPredictor.of(_melu_trained(problem, stage, settings)[chosen["epochs"]], settings)
+
+
 _SWEEPS = 12
 _FEW = 10.0
 _TEXT_WIDTH = 48
+_MELU_EPOCHS = (3, 6, 12)
 
 
 def _described(
@@ -347,6 +356,13 @@ def _meta_trained(
     return base, features, model.log_penalty.detach().exp().double().numpy()
 
 
+@lru_cache(maxsize=8)
+def _melu_trained(problem: RatingProblem, stage: RatingStage, settings: MeLUSettings) -> dict[int, PreferenceEstimator]:
+    """Return MeLU's network after each number of epochs that is tried."""
+    content = item_content(load_dataset(problem.settings).catalogue, problem.text)
+    return train_melu(stage.train, content, settings, problem.settings.run.seed, kept=_MELU_EPOCHS)
+
+
 @lru_cache(maxsize=2)
 def _components(problem: RatingProblem) -> Float[np.ndarray, "items width"]:
     """Return the strongest principal components of the text, of mean square 1 together."""
@@ -365,6 +381,7 @@ RATING_FITS: dict[str, tuple[Fit, Options]] = {
         {"decay": (0.03, 0.01, 0.1), "hidden": (0.5, 0.2), "history": _USER["history"], "fold-in": (1.0, 0.7, 1.5)},
     ),
     "fedrecon": (fedrecon, {"decay": (0.03, 0.1), "steps": (10, 5, 20)}),
+    "melu": (melu, {"steps": (5, 1), "rate": (0.005, 0.01, 0.0025), "epochs": _MELU_EPOCHS}),
     "mf": (
         matrix_factorization,
         {
@@ -390,6 +407,12 @@ RATING_METHODS = (
     Method(
         name="fedrecon",
         about="matrix factorization with reconstructed users (FedRecon, Singhal et al. 2021), in one process",
+        centralized=True,
+    ),
+    Method(
+        name="melu",
+        about="a network over embedded item content, its decision layers adapted by gradient steps (MeLU, Lee et al. "
+        "2019), in one process",
         centralized=True,
     ),
     Method(
