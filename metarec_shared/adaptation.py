@@ -4,7 +4,7 @@
 
 with inner learning rates a_k that are fixed, or meta-learned with everything else as in Meta-SGD. The support loss is
 the cross-entropy of the support items over the whole catalogue, averaged over the support set; a user without support
-items keeps the initialization.
+items keeps the initialization. How users step, and what is learned from it, is the meta-learner's (``meta_learning``).
 
 Two families. Where only the user vector or the layer that writes it is adapted, the whole loop is a recursion on user
 vectors in closed form (``inner_loop``), and the body runs once for all users. Where the body itself is adapted, every
@@ -17,6 +17,7 @@ References:
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,7 +26,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from metarec_shared.inner_loop import Support, adapt_user_vectors, scores
+from metarec_shared.inner_loop import Items, Support, query_loss, scores
+from metarec_shared.meta_learning import build_meta_learner
+from metarec_shared.meta_learning.hypernetwork import Hypernetwork
+from metarec_shared.meta_learning.self_training import with_pseudo_labels
 from metarec_shared.settings import AdaptationSettings
 from metarec_shared.tasks import TaskBatch
 
@@ -54,10 +58,11 @@ class Adaptation(nn.Module):
     def __init__(self, settings: AdaptationSettings, rate_shape: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.steps = settings.steps
-        self.second_order = settings.order == "second"
+        self.learner = build_meta_learner(settings)
+        self.perturbation = settings.perturbation
         rate = settings.learning_rate or self.default_learning_rate
         shape = (settings.steps, *rate_shape)
-        self.learned = settings.learned and settings.steps > 0
+        self.learned = self.learner.learned_rates and settings.steps > 0
         if self.learned:
             self.raw_rates = nn.Parameter(torch.full(shape, math.log(math.expm1(rate))))
         else:
@@ -68,6 +73,12 @@ class Adaptation(nn.Module):
         self, model: "BertRecommender", tasks: TaskBatch, E: Tensor, id_mask: Bool[Tensor, " items"] | None
     ) -> Float[Tensor, "users items"]:
         """Return the catalogue's scores after the inner loop; ``E`` are the meta-initialization's item vectors."""
+
+    def losses(
+        self, model: "BertRecommender", tasks: TaskBatch, E: Tensor, id_mask: Bool[Tensor, " items"] | None
+    ) -> Float[Tensor, " users"]:
+        """Return each user's query loss after the inner loop, whose gradient by autograd is the meta-gradient."""
+        return query_loss(self(model, tasks, E, id_mask), tasks)
 
     def rates(self) -> Float[Tensor, "steps ..."]:
         """Return the inner learning rates, one row a step; learned ones are kept positive by a softplus."""
@@ -88,16 +99,47 @@ class ClosedForm(Adaptation):
             rates: The inner learning rates as ``rates`` returns them, one copy a user.
         """
 
+    def __init__(self, settings: AdaptationSettings, rate_shape: tuple[int, ...] = ()) -> None:
+        super().__init__(settings, rate_shape)
+        self._pseudo_labels, self._pseudo_weight = settings.pseudo_labels, settings.pseudo_weight
+
+    def start(self, h: Tensor, rows: Float[Tensor, "users support width"], tasks: TaskBatch) -> Tensor:
+        """Return where the inner loop starts.
+
+        Args:
+            h: What the head wrote, [users, width].
+            rows: Vectors of the support items.
+            tasks: The support sets.
+        """
+        return h
+
+    def support(self, h: Tensor, rates: Tensor, items: Items, tasks: TaskBatch) -> Support:
+        """Return what users adapt to from ``h``: their support sets, and pseudo-labels if there are to be any."""
+        support = Support.of(tasks, h.dtype)
+        if not self._pseudo_labels:
+            return support
+        with torch.no_grad():
+            adapted = self.learner.adapt(h.detach(), rates.detach(), items, support)
+        return with_pseudo_labels(support, adapted, items, tasks, self._pseudo_labels, self._pseudo_weight)
+
     def forward(
         self, model: "BertRecommender", tasks: TaskBatch, E: Tensor, id_mask: Bool[Tensor, " items"] | None
     ) -> Float[Tensor, "users items"]:
         """Return the catalogue's scores after the inner loop."""
-        encoded, items = model.encode(tasks, E), model.items(E)
-        rates = self.rates()
+        h, rates, items, support = self._before(model, tasks, E)
+        return scores(self.learner.adapt(h, rates, items, support), items)
+
+    def losses(
+        self, model: "BertRecommender", tasks: TaskBatch, E: Tensor, id_mask: Bool[Tensor, " items"] | None
+    ) -> Float[Tensor, " users"]:
+        """Return what the meta-learner learns from."""
+        return self.learner.losses(*self._before(model, tasks, E), tasks)
+
+    def _before(self, model: "BertRecommender", tasks: TaskBatch, E: Tensor) -> tuple[Tensor, Tensor, Items, Support]:
+        encoded, items, rates = model.encode(tasks, E), model.items(E), self.rates()
         own = self.user_rates(encoded, rates.expand(len(tasks), *rates.shape))
-        support = Support.of(tasks, encoded.dtype)
-        h = adapt_user_vectors(model.head(encoded), own, items, support, second_order=self.second_order)
-        return scores(h, items)
+        h = self.start(model.head(encoded), E[tasks.support], tasks)
+        return h, own, items, self.support(h, own, items, tasks)
 
 
 class UserVector(ClosedForm):
@@ -113,6 +155,19 @@ class UserVector(ClosedForm):
         return rates
 
 
+class GeneratedUserVector(UserVector):
+    """Adapts the user vector as a network writes that reads the support set; no step is taken."""
+
+    def __init__(self, settings: AdaptationSettings, width: int) -> None:
+        super().__init__(replace(settings, steps=0), width)
+        self.hypernetwork = Hypernetwork(width)
+
+    def start(self, h: Tensor, rows: Tensor, tasks: TaskBatch) -> Tensor:
+        """Return the generated user vectors."""
+        adapted: Tensor = self.hypernetwork(h, rows, tasks.support_mask)
+        return adapted
+
+
 class Head(ClosedForm):
     """Adapts the linear layer that turns the body's output into the user vector. Inner learning rates: one a step.
 
@@ -124,7 +179,7 @@ class Head(ClosedForm):
 
     def user_rates(self, encoded: Tensor, rates: Tensor) -> Tensor:
         """Return a_k (x'x + 1) for every dimension; in a first-order loop one of the two x is a constant."""
-        other = encoded if self.second_order else encoded.detach()
+        other = encoded if self.learner.second_order else encoded.detach()
         reach = 1.0 + (encoded * other).sum(dim=-1, keepdim=True)
         return (rates * reach)[:, :, None].expand(-1, -1, encoded.shape[-1])
 
@@ -163,7 +218,7 @@ class OwnParameters(Adaptation):
         state = {name: value.expand(len(tasks), *value.shape) for name, value in self.initial(model).items()}
         for rate in self.rates():
             gradient: State = grad(lambda s: support_loss(score(s), tasks).sum())(state)
-            if not self.second_order:
+            if not self.learner.second_order:
                 gradient = {name: value.detach() for name, value in gradient.items()}
             state = {name: value - rate * gradient[name] for name, value in state.items()}
         return score(state)
@@ -227,6 +282,8 @@ def _attention_projections(model: "BertRecommender") -> State:
 def build_adaptation(settings: AdaptationSettings, width: int) -> Adaptation:
     """Return the inner loop that the settings name."""
     match settings.parameters:
+        case "user-vector" if settings.method == "hypernetwork":
+            return GeneratedUserVector(settings, width)
         case "user-vector":
             return UserVector(settings, width)
         case "head":

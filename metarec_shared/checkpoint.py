@@ -24,12 +24,12 @@ from metarec_shared.exchange import Parameters
 from metarec_shared.files import write_atomically, write_json, write_text
 from metarec_shared.model import BertRecommender
 from metarec_shared.model_card import model_card
-from metarec_shared.settings import Settings, flatten
+from metarec_shared.settings import Scalar, Settings, flatten
 from metarec_shared.task_regression import TaskRegression
 from metarec_shared.tasks import Order
 
-FORMAT = 2
-_BEFORE = {1: {"model.order-aware": False, "tasks.time-share": 0.0}}
+FORMAT = 3
+_BEFORE: dict[int, dict[str, Scalar]] = {1: {"model.order-aware": False, "tasks.time-share": 0.0}, 2: {}}
 """What earlier formats could not do, so that their settings do not say it."""
 MODEL_FILE = "model.safetensors"
 CATALOGUE_FILE = "catalogue.json"
@@ -174,8 +174,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     catalogue = _load_catalogue(folder / CATALOGUE_FILE)
     if catalogue.fingerprint != description["catalogue"]:
         raise CheckpointError(f"{folder / CATALOGUE_FILE} is not the catalogue that {MODEL_FILE} was trained on")
-    before = _BEFORE.get(description["format"], {})
-    settings = Settings().with_values(before | flatten(description["settings"], MODEL_FILE), str(folder / MODEL_FILE))
+    values = _today(description["format"], flatten(description["settings"], MODEL_FILE))
+    settings = Settings().with_values(values, str(folder / MODEL_FILE))
     scale = description["rating_scale"]
     return Checkpoint(
         parameters=tensors_below(tensors, "parameters/"),
@@ -193,6 +193,19 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             for order, blend in description.get("regressions", {}).items()
         },
     )
+
+
+def _today(written: int, values: dict[str, Any]) -> dict[str, Any]:
+    """Return settings that a checkpoint of format ``written`` holds, as this version names them.
+
+    Up to format 2 the meta-learner was two settings. One that learned inner rates adapts as Meta-SGD does, whether it
+    was trained in first or second order.
+    """
+    values = _BEFORE.get(written, {}) | values
+    order, learned = values.pop("adaptation.order", None), values.pop("adaptation.learned", None)
+    if order is not None:
+        values["adaptation.method"] = "meta-sgd" if learned else {"second": "maml"}.get(order, "fomaml")
+    return values
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], description: dict[str, Any]) -> None:

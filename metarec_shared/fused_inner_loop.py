@@ -1,24 +1,15 @@
 """The query loss after the inner loop, and its derivative, in one pass over the catalogue's scores.
 
 Autograd would store every [users, items] intermediate of a cohort and read each several times from memory. Here a few
-users at a time go forward through the inner loop and straight back, in buffers that stay in the processor's cache. With
-``m`` 1 for a user with support items and 0 for one without, and L a user's query loss,
-
-    forward    p_k = softmax(E h_k + b)     e_k = E' p_k     g_k = m e_k - E' y     h_{k+1} = h_k - a_k g_k
-    backward   s_K = dL / d(E h_K + b) = q - (query items' weights), q the softmax without known items
-               l_K = E' s_K,       and for k = K-1 .. 0, with c_k = dL / de_k = -m a_k l_{k+1}:
-               da_k = -l_{k+1} g_k       s_k = p_k (E c_k - <e_k, c_k>)       l_k = l_{k+1} + E' s_k
-
-so that dL/dE is a sum of 2K + 1 outer products a user, p_k with c_k and s_k with h_k, besides the rows of the support
-items; dL/db = sum s_k and dL/dh_0 = l_0. A first-order meta-gradient keeps s_K alone. The outer products are what
-per-user gradient norms are computed from (``ghost_norms``) without ever forming a user's dL/dE.
-
-References:
-    Finn, Abbeel and Levine (2017), Model-agnostic meta-learning, equation 1, differentiated by hand.
+users at a time go forward through the inner loop and straight back, in buffers that stay in the processor's cache.
+What a meta-learner does on its way, and how that is differentiated by hand, is in its file in ``meta_learning``; here
+are the buffers, the products with the catalogue, and the query loss. In every case dL/dE of a user is a short sum of
+outer products, which is what per-user gradient norms are computed from (``ghost_norms``) without ever forming it.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -27,8 +18,11 @@ from torch import Tensor
 from metarec_shared.inner_loop import NEVER, Items, Support, query_weights
 from metarec_shared.tasks import TaskBatch
 
+if TYPE_CHECKING:
+    from metarec_shared.meta_learning import MetaLearner
+
 CACHED_SCORES = 1 << 19
-"""Scores of one buffer on a CPU, users times items (2 MiB): the 2K + 1 buffers of a chunk stay in cache."""
+"""Scores of one buffer on a CPU, users times items (2 MiB): the buffers of a chunk stay in cache."""
 
 CACHED_SCORES_CUDA = 1 << 24
 """The same on a GPU, where few large kernels beat many small ones (64 MiB)."""
@@ -88,7 +82,8 @@ def chunk_gradients(
     tasks: TaskBatch,
     weights: Float[Tensor, " users"],
     *,
-    second_order: bool,
+    learner: "MetaLearner",
+    support: Support | None = None,
     users_at_once: int | None = None,
 ) -> Iterator[ChunkGradient]:
     """Differentiate each user's weighted query loss, a chunk of users at a time.
@@ -101,27 +96,28 @@ def chunk_gradients(
         items: The catalogue.
         tasks: Support and query sets.
         weights: Weight of each user's loss.
-        second_order: Whether to differentiate through the inner gradients.
+        learner: How users adapt, and what is differentiated.
+        support: What they adapt to; None: the tasks' support sets.
         users_at_once: Size of a chunk; None: what fits the cache.
     """
-    users, terms = len(h), 2 * rates.shape[1] + 1
+    users, terms = len(h), learner.terms(rates.shape[1])
     cached = CACHED_SCORES_CUDA if h.is_cuda else CACHED_SCORES
     size = users_at_once or max(1, cached // len(items.vectors))
     size = -(-users // -(-users // size))  # chunks of one size, as few as fit
-    catalogue = _Catalogue(items)
+    catalogue = Catalogue(items)
     h, rates = h.to(items.vectors.dtype), rates.to(items.vectors.dtype)
     buffers = h.new_empty(terms, size, len(items.vectors))
-    support, known = Support.of(tasks, h.dtype), tasks.known >= 0
+    support, known = support or Support.of(tasks, h.dtype), tasks.known >= 0
     asked = query_weights(tasks, h.dtype)
     for start in range(0, users, size):
         chunk = slice(start, min(start + size, users))
         count = chunk.stop - start
         left = buffers if count == size else torch.empty_like(buffers[:, :count])
-        loop = _Loop(left, catalogue, Support(support.items[chunk], support.weights[chunk]))
-        final = loop.forward(h[chunk], rates[chunk])
-        losses = loop.query(final, tasks.known[chunk], known[chunk], tasks.query[chunk], asked[chunk], weights[chunk])
-        gradient, rate_gradient, factors = loop.backward(final, rates[chunk], second_order=second_order)
-        yield ChunkGradient(users=chunk, losses=losses, h=gradient, rates=rate_gradient, factors=factors)
+        part = Chunk(left, catalogue, Support(support.items[chunk], support.weights[chunk]), weights[chunk])
+        final = learner.forward(part, h[chunk], rates[chunk])
+        losses = part.query(final, tasks.known[chunk], known[chunk], tasks.query[chunk], asked[chunk])
+        back = learner.backward(part, final, rates[chunk])
+        yield ChunkGradient(users=chunk, losses=losses, h=back.h, rates=back.rates, factors=back.factors)
 
 
 def fused_gradient(
@@ -131,13 +127,14 @@ def fused_gradient(
     tasks: TaskBatch,
     weights: Float[Tensor, " users"],
     *,
-    second_order: bool,
+    learner: "MetaLearner",
+    support: Support | None = None,
 ) -> FusedGradient:
     """Differentiate the weighted sum of query losses; see ``chunk_gradients``."""
     vectors, bias = torch.zeros_like(items.vectors), torch.zeros_like(items.bias)
     losses, gradient, rate_gradient = bias.new_empty(len(h)), bias.new_empty(h.shape), bias.new_empty(rates.shape)
-    support = Support.of(tasks, bias.dtype)
-    for part in chunk_gradients(h, rates, items, tasks, weights, second_order=second_order):
+    support = support or Support.of(tasks, bias.dtype)
+    for part in chunk_gradients(h, rates, items, tasks, weights, learner=learner, support=support):
         losses[part.users], gradient[part.users], rate_gradient[part.users] = part.losses, part.h, part.rates
         add_outer_products(vectors, bias, part.factors, Support(support.items[part.users], support.weights[part.users]))
     return FusedGradient(losses=losses, h=gradient, rates=rate_gradient, vectors=vectors, bias=bias)
@@ -165,7 +162,7 @@ def _autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
-class _Catalogue:
+class Catalogue:
     """The three products with the item vectors, in the numbers that autocast asks for; softmax and sums stay exact."""
 
     def __init__(self, items: Items) -> None:
@@ -192,59 +189,70 @@ class _Catalogue:
         return out.copy_(left.to(right.dtype) @ right)
 
 
-class _Loop:
-    """The inner loop of one chunk of users, with what the way back needs of the way forth."""
+class Visit(NamedTuple):
+    """A place of user vectors at which the support loss was looked at.
 
-    def __init__(self, buffers: Tensor, catalogue: "_Catalogue", support: Support) -> None:
-        self._left, self._catalogue = buffers, catalogue
-        self._rows = support.weights.sum(dim=1, keepdim=True)
+    Attributes:
+        h: The user vectors, [users, width].
+        softmax: Chances of all items there, p, [users, items].
+        expected: The mean item vector under them, E' p, [users, width].
+        gradient: Of the support loss, g, [users, width].
+    """
+
+    h: Float[Tensor, "users width"]
+    softmax: Float[Tensor, "users items"]
+    expected: Float[Tensor, "users width"]
+    gradient: Float[Tensor, "users width"]
+
+
+class Chunk:
+    """A chunk of users on their way through an inner loop and back.
+
+    Attributes:
+        left: Buffers, [terms, users, items]; the last two are written by every visit and by ``query``.
+        catalogue: Products with the item vectors.
+        support: What users adapt to.
+        weights: Of the users' losses, [users].
+        rows: m, 1 for users with support items, else 0, [users, 1].
+        visits: In order.
+    """
+
+    def __init__(
+        self,
+        buffers: Float[Tensor, "terms users items"],
+        catalogue: Catalogue,
+        support: Support,
+        weights: Float[Tensor, " users"],
+    ) -> None:
+        self.left, self.catalogue, self.support, self.weights = buffers, catalogue, support, weights
+        self.rows = support.weights.sum(dim=1, keepdim=True)
+        self.visits: list[Visit] = []
         self._target = torch.einsum("us,usd->ud", support.weights, catalogue.items.vectors[support.items])
-        self._starts: list[Tensor] = []
-        self._expected: list[Tensor] = []
-        self._gradients: list[Tensor] = []
 
-    def forward(self, h: Tensor, rates: Tensor) -> Tensor:
-        """Take the steps; leave each step's softmax in its buffer."""
-        for step in range(rates.shape[1]):
-            scored = self._catalogue.scores(h, out=self._left[-1])
-            expected = self._catalogue.mean(torch.softmax(scored, dim=-1, out=self._left[step]))
-            gradient = expected * self._rows - self._target
-            self._starts.append(h)
-            self._expected.append(expected)
-            self._gradients.append(gradient)
-            h = h - rates[:, step] * gradient
-        return h
+    def visit(self, h: Float[Tensor, "users width"], out: Float[Tensor, "users items"]) -> Visit:
+        """Look at the support loss at ``h``; its softmax is left in ``out``, one of the buffers but the last."""
+        softmax = torch.softmax(self.catalogue.scores(h, out=self.left[-1]), dim=-1, out=out)
+        expected = self.catalogue.mean(softmax)
+        self.visits.append(Visit(h, softmax, expected, expected * self.rows - self._target))
+        return self.visits[-1]
 
-    def query(self, h: Tensor, known: Tensor, real: Tensor, query: Tensor, asked: Tensor, weights: Tensor) -> Tensor:
+    def hessian_product(
+        self, visit: Visit, c: Float[Tensor, "users width"], out: Float[Tensor, "users items"]
+    ) -> Float[Tensor, "users width"]:
+        """Return E' s for s = p (E c - <E' p, c>), which is left in ``out``: the support loss's Hessian times c."""
+        scored = self.catalogue.products(c, out=out)
+        scored.sub_((visit.expected * c).sum(dim=1, keepdim=True)).mul_(visit.softmax)
+        return self.catalogue.mean(scored)
+
+    def query(self, h: Tensor, known: Tensor, real: Tensor, query: Tensor, asked: Tensor) -> Tensor:
         """Return the query losses of user vectors; leave the weighted losses' derivative in the last buffer."""
-        scratch = self._left[-2] if len(self._left) > 1 else torch.empty_like(self._left[-1])
-        scored = self._catalogue.scores(h, out=scratch)
+        scratch = self.left[-2] if len(self.left) > 1 else torch.empty_like(self.left[-1])
+        scored = self.catalogue.scores(h, out=scratch)
         flat = torch.arange(len(h), device=h.device)[:, None] * scored.shape[1]
         scored.view(-1).index_fill_(0, (flat + known)[real], NEVER)
-        probabilities = torch.softmax(scored, dim=-1, out=self._left[-1])
+        probabilities = torch.softmax(scored, dim=-1, out=self.left[-1])
         log_total = scored.amax(dim=1) - probabilities.amax(dim=1).log()
         losses = (asked * (log_total[:, None] - scored.gather(1, query))).sum(dim=1)
-        shares = asked * weights[:, None]
+        shares = asked * self.weights[:, None]
         probabilities.mul_(shares.sum(dim=1, keepdim=True)).scatter_add_(1, query, -shares)
         return losses
-
-    def backward(self, h: Tensor, rates: Tensor, *, second_order: bool) -> tuple[Tensor, Tensor, Factors]:
-        """Return the gradients in the start and the rates, and the factors of that in the item vectors."""
-        steps, rate_gradient, target = rates.shape[1], torch.empty_like(rates), torch.zeros_like(h)
-        back = self._catalogue.mean(self._left[-1])
-        right = h.new_empty(len(self._left), *h.shape)
-        right[-1] = h
-        for step in reversed(range(steps)):
-            rate_gradient[:, step] = -back * self._gradients[step]
-            if not second_order:
-                continue
-            step_back = -rates[:, step] * back
-            target -= step_back
-            right[step] = step_back * self._rows
-            scored = self._catalogue.products(right[step], out=self._left[steps + step])
-            scored.sub_((self._expected[step] * right[step]).sum(dim=1, keepdim=True)).mul_(self._left[step])
-            right[steps + step] = self._starts[step]
-            back = back + self._catalogue.mean(scored)
-        scored_terms = steps + 1 if second_order else 1
-        left = self._left if second_order else self._left[-1:]
-        return back, rate_gradient, Factors(left=left, right=right[-len(left) :], scored=scored_terms, target=target)

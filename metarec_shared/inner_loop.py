@@ -40,7 +40,7 @@ class Support(NamedTuple):
 
     Attributes:
         items: Catalogue positions, [users, support]; padding is any position, with weight 0.
-        weights: 1 / support size, [users, support].
+        weights: Of each item, 1 in total: 1 / support size, where there are no pseudo-labels; [users, support].
     """
 
     items: Int[Tensor, "users support"]
@@ -75,12 +75,17 @@ def adapt_user_vectors(
         support: What to adapt to.
         second_order: Whether to differentiate through the gradients, or take them for constants.
     """
-    target = torch.einsum("us,usd->ud", support.weights, items.vectors[support.items])
-    weight = support.weights.sum(dim=1, keepdim=True)
     for step in range(rates.shape[1]):
-        gradient = (F.softmax(scores(h, items), dim=-1) @ items.vectors) * weight - target
+        gradient = support_gradient(h, items, support)
         h = h - rates[:, step] * (gradient if second_order else gradient.detach())
     return h
+
+
+def support_gradient(h: Float[Tensor, "users width"], items: Items, support: Support) -> Float[Tensor, "users width"]:
+    """Return g(h), the gradient of the support loss in user vectors."""
+    target = torch.einsum("us,usd->ud", support.weights, items.vectors[support.items])
+    weight = support.weights.sum(dim=1, keepdim=True)
+    return (F.softmax(scores(h, items), dim=-1) @ items.vectors) * weight - target
 
 
 def query_loss(scored: Float[Tensor, "users items"], tasks: TaskBatch) -> Float[Tensor, " users"]:

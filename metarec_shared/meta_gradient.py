@@ -9,7 +9,7 @@ time.
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from metarec_shared.adaptation import USERS_AT_ONCE, ClosedForm
 from metarec_shared.candidates import Candidates, sampled_query_losses
-from metarec_shared.fused_inner_loop import Factors, chunk_gradients, fused_gradient
+from metarec_shared.fused_inner_loop import Factors, FusedGradient, chunk_gradients, fused_gradient
 from metarec_shared.ghost_norms import GRAM_ITEMS, ItemLayers, Rows, layer_squared_norms, recorded_uses
-from metarec_shared.inner_loop import Items, Support, query_loss
+from metarec_shared.inner_loop import Items
+from metarec_shared.meta_learning.adversarial import perturbed
 from metarec_shared.model import BertRecommender
 from metarec_shared.tasks import TaskBatch
 
@@ -237,16 +238,31 @@ def per_user_meta_gradients(
 
     Memory grows with ``users_at_once`` times the number of parameters on top of the result.
     """
+    meta_loss = _MetaLoss(model)
 
     def loss_of_one(parameters: dict[str, Tensor], task: dict[str, Tensor]) -> Tensor:
         batch = TaskBatch(**{name: value[None] for name, value in task.items()})
-        return query_loss(functional_call(model, parameters, (batch, id_mask)), batch)[0]
+        losses: Tensor = functional_call(meta_loss, parameters, (batch, id_mask))
+        return losses[0]
 
-    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    parameters = {name: value.detach() for name, value in meta_loss.named_parameters()}
     gradients, losses = vmap(grad_and_value(loss_of_one), in_dims=(None, 0), chunk_size=users_at_once)(
         parameters, tasks.tensors()
     )
-    return MetaGradient(gradients=gradients, losses=losses)
+    named = {name.removeprefix("model."): value for name, value in gradients.items()}
+    return MetaGradient(gradients=named, losses=losses)
+
+
+class _MetaLoss(nn.Module):
+    """What the meta-gradient is the gradient of, by user."""
+
+    def __init__(self, model: BertRecommender) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tasks: TaskBatch, id_mask: Tensor | None) -> Tensor:
+        model = self.model
+        return model.adaptation.losses(model, tasks, model.item_vectors(id_mask), id_mask)
 
 
 def clip_factors(squared_norms: Float[Tensor, " users"], clip_norm: float) -> Float[Tensor, " users"]:
@@ -274,19 +290,38 @@ class _ClosedForm:
         self.vectors = torch.zeros_like(E)
 
     def summed(self, tasks: TaskBatch, weights: Tensor) -> None:
-        rows = self._items.vectors[tasks.support].requires_grad_()
-        encoded = self._model.read(tasks, rows, joined=True)
-        h, rates = self._model.head(encoded), self._adaptation.rates()
-        own = self._adaptation.user_rates(encoded, rates.expand(len(tasks), *rates.shape))
-        with torch.no_grad():
-            part = fused_gradient(h, own, self._items, tasks, weights, second_order=self._adaptation.second_order)
+        part, way_back, rows = self._fused(self._perturbed(tasks), weights)
         self._sums.losses.append(part.losses)
-        *back, of_rows = _differentiate([(h, part.h), (own, part.rates)], [*self._body.values(), rows])
+        *back, of_rows = _differentiate(way_back, [*self._body.values(), rows])
         self._sums.add(self._body, back)
         self.vectors += part.vectors
         if of_rows is not None:
             self.vectors.index_add_(0, tasks.support.flatten(), of_rows.flatten(0, 1))
         self._sums.add([_BIAS], [part.bias])
+
+    def _fused(self, tasks: TaskBatch, weights: Tensor) -> tuple[FusedGradient, list[tuple[Tensor, Tensor]], Tensor]:
+        """Return the fused gradient, with what it is to be passed on to and the rows that were read."""
+        rows = self._items.vectors[tasks.support].requires_grad_()
+        encoded = self._model.read(tasks, rows, joined=True)
+        h, rates = self._adaptation.start(self._model.head(encoded), rows, tasks), self._adaptation.rates()
+        own = self._adaptation.user_rates(encoded, rates.expand(len(tasks), *rates.shape))
+        with torch.no_grad():
+            support = self._adaptation.support(h, own, self._items, tasks)
+            part = fused_gradient(
+                h, own, self._items, tasks, weights, learner=self._adaptation.learner, support=support
+            )  # fmt: skip
+        return part, [(h, part.h), (own, part.rates)], rows
+
+    def _perturbed(self, tasks: TaskBatch) -> TaskBatch:
+        """Return tasks read where it hurts, if the settings say so."""
+        radius = self._adaptation.perturbation
+        if not radius or tasks.perturbation is not None:
+            return tasks
+        delta = torch.zeros_like(self._items.vectors[tasks.support]).requires_grad_()
+        ones = delta.new_ones(len(tasks))
+        _, way_back, _ = self._fused(replace(tasks, perturbation=delta), ones)
+        (gradient,) = _differentiate(way_back, [delta])
+        return tasks if gradient is None else perturbed(tasks, gradient, radius)
 
     def sampled(self, tasks: TaskBatch, weights: Tensor, candidates: Candidates) -> None:
         bias = self._model.item_bias
@@ -295,7 +330,7 @@ class _ClosedForm:
         own = self._adaptation.user_rates(encoded, rates.expand(len(tasks), *rates.shape))
         losses = sampled_query_losses(
             self._model.head(encoded), own, Items(self._E, bias), tasks, candidates,
-            second_order=self._adaptation.second_order,
+            second_order=self._adaptation.learner.second_order,
         )  # fmt: skip
         self._sums.losses.append(losses.detach())
         *back, of_vectors, of_bias = _differentiate([(losses, weights)], [*self._body.values(), self._E, bias])
@@ -309,23 +344,26 @@ class _ClosedForm:
         """Add users clipped: norms from a first way back, the sum of the clipped gradients from a second."""
         model, layers = self._model, self._layers
         assert layers is not None
+        tasks = self._perturbed(tasks)
         rows = self._items.vectors[tasks.support].requires_grad_()
         raw, rates = self._own_rates(len(tasks))
-        with recorded_uses(model.encoder, model.head) as uses:
+        with recorded_uses(model.encoder, model.head, *self._adaptation.children()) as uses:
             encoded = model.read(tasks, rows)
-            h = model.head(encoded)
+            h = self._adaptation.start(model.head(encoded), rows, tasks)
         own = self._adaptation.user_rates(encoded, rates)
         with torch.no_grad():
+            support = self._adaptation.support(h, own, self._items, tasks)
             (part,) = chunk_gradients(
                 h, own, self._items, tasks, torch.ones_like(weights),
-                second_order=self._adaptation.second_order, users_at_once=len(tasks),
+                learner=self._adaptation.learner, support=support, users_at_once=len(tasks),
             )  # fmt: skip
         way_back = [(h, part.h), (own, part.rates)]
         *of_uses, of_rows, of_raw = _differentiate(way_back, [*(use.returned for use in uses), rows, raw], keep=True)
         with torch.no_grad():
-            support = Support.of(tasks, h.dtype)
             values = support.weights[:, :, None] * part.factors.target[:, None]
-            single = Rows(support.items, values if of_rows is None else values + of_rows)
+            if of_rows is not None:
+                values[:, : of_rows.shape[1]] += of_rows
+            single = Rows(support.items, values)
             squares = layers.squared_norms(part.factors, single)
             for use, gradient in zip(uses, of_uses, strict=True):
                 if gradient is not None:
@@ -398,12 +436,24 @@ def _item_layers(model: BertRecommender, id_mask: Tensor | None, sums: _Sums) ->
         )
 
 
+def _perturbed(model: BertRecommender, tasks: TaskBatch, id_mask: Tensor | None) -> TaskBatch:
+    """Return tasks read where it hurts, if the settings say so; by autograd."""
+    if not model.adaptation.perturbation:
+        return tasks
+    E = model.item_vectors(id_mask).detach()
+    delta = torch.zeros_like(E[tasks.support]).requires_grad_()
+    losses = model.adaptation.losses(model, replace(tasks, perturbation=delta), E, id_mask)
+    (gradient,) = torch.autograd.grad(losses.sum(), [delta])
+    return perturbed(tasks, gradient, model.adaptation.perturbation)
+
+
 def _add_own_parameters(
     model: BertRecommender, sums: _Sums, tasks: TaskBatch, weights: Tensor, id_mask: Tensor | None, clip_norm: float
 ) -> None:
     """Add a batch of users each of whom has parameters of the body of his own."""
+    tasks = _perturbed(model, tasks, id_mask)
     if not clip_norm:
-        losses = query_loss(model(tasks, id_mask), tasks)
+        losses = model.adaptation.losses(model, tasks, model.item_vectors(id_mask), id_mask)
         found = torch.autograd.grad((losses * weights).sum(), list(sums.parameters.values()), allow_unused=True)
         sums.add(sums.parameters, found)
         sums.losses.append(losses.detach())

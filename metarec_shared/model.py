@@ -87,7 +87,8 @@ class BertRecommender(nn.Module):
         self, tasks: TaskBatch, rows: Float[Tensor, "users support width"], *, joined: bool = False
     ) -> Float[Tensor, "users width"]:
         """Read support sets whose item vectors have been looked up; ``joined`` as in ``read_support``."""
-        inputs = rows if tasks.dropout is None else rows * tasks.dropout[:, :-1]
+        seen = rows if tasks.perturbation is None else rows + tasks.perturbation
+        inputs = seen if tasks.dropout is None else seen * tasks.dropout[:, :-1]
         feedback = self.levels(tasks.feedback)
         if isinstance(self.encoder, GPT2Model):
             outputs = read_causally(self.encoder, inputs, feedback, tasks.support_mask, tasks.recency)

@@ -153,13 +153,22 @@ class TaskSettings:
 class AdaptationSettings:
     """The inner loop."""
 
+    method: Literal["meta-sgd", "maml", "fomaml", "anil", "reptile", "proximal", "hypernetwork"] = setting(
+        "meta-sgd", "the meta-learner: how users adapt, and what the meta-initialization learns from it"
+    )
     parameters: Literal["user-vector", "head", "lora", "all"] = setting("user-vector", "what the inner loop adapts")
-    steps: int = setting(3, "adaptation steps; 0: no inner loop", low=0, high=100)
-    order: Literal["second", "first"] = setting("second", "differentiate through the inner loop, or not")
+    steps: int = setting(3, "adaptation steps; 0: no inner loop; a hypernetwork takes none", low=0, high=100)
     learning_rate: float = setting(
         0.0, "inner learning rate, the initial one where it is learned; 0: the default of what is adapted", low=0
     )
-    learned: bool = setting(True, "meta-learn the inner learning rates, as Meta-SGD does")
+    proximal: float = setting(1.0, "proximal: how strongly users are held at the initialization", low=1e-3)
+    pseudo_labels: int = setting(
+        0, "self-training: likely items that join the support set before users adapt once more; 0: none", low=0
+    )
+    pseudo_weight: float = setting(0.3, "self-training: weight of the likeliest one over a support item's", low=0.001)
+    perturbation: float = setting(
+        0.0, "adversarial training: how far support items are read from where they are; 0: not at all", low=0
+    )
     lora_rank: int = setting(4, "rank of the adapted update where parameters = lora", low=1)
     candidates: int = setting(
         0, "items a round's softmax is over, about, drawn by popularity; 0: the whole catalogue", low=0
@@ -474,11 +483,7 @@ def _check_together(settings: Settings, source: str) -> None:
         raise SettingsError(
             f"{source}: model.width must be a multiple of model.heads, got {model.width} and {model.heads}"
         )
-    if adaptation.candidates and adaptation.parameters not in ("user-vector", "head"):
-        raise SettingsError(
-            f"{source}: adaptation.candidates needs adaptation.parameters = user-vector or head, got "
-            f"{adaptation.parameters}"
-        )
+    _check_adaptation(adaptation, source)
     if settings.run.precision != "float32" and settings.federation.clip_norm:
         raise SettingsError(f"{source}: federation.clip-norm needs run.precision = float32: norms are a promise")
     if adaptation.candidates and settings.federation.clip_norm:
@@ -490,6 +495,39 @@ def _check_together(settings: Settings, source: str) -> None:
         raise SettingsError(
             f"{source}: data.rating-high must not be below data.rating-low ({data.rating_low}), got {data.rating_high}"
         )
+
+
+ADAPTED_BY_METHOD: Mapping[str, tuple[str, ...]] = {
+    "anil": ("user-vector", "head"),
+    "reptile": ("user-vector",),
+    "proximal": ("user-vector",),
+    "hypernetwork": ("user-vector",),
+}
+"""What a meta-learner can adapt, where it cannot adapt everything."""
+
+
+def _check_adaptation(adaptation: AdaptationSettings, source: str) -> None:
+    """Refuse what a meta-learner, or what it adapts, cannot do."""
+    method, adapted = adaptation.method, adaptation.parameters
+    if adapted not in ADAPTED_BY_METHOD.get(method, (adapted,)):
+        raise SettingsError(
+            f"{source}: adaptation.method = {method} needs adaptation.parameters = "
+            f"{' or '.join(ADAPTED_BY_METHOD[method])}, got {adapted}"
+        )
+    for name, wanted in (("candidates", adaptation.candidates), ("pseudo-labels", adaptation.pseudo_labels)):
+        if wanted and adapted not in ("user-vector", "head"):
+            raise SettingsError(
+                f"{source}: adaptation.{name} needs adaptation.parameters = user-vector or head, got {adapted}"
+            )
+    if adaptation.candidates:
+        if method in ("reptile", "proximal", "hypernetwork"):
+            raise SettingsError(
+                f"{source}: adaptation.candidates needs adaptation.method meta-sgd, maml, fomaml or anil, got {method}"
+            )
+        if adaptation.pseudo_labels or adaptation.perturbation:
+            raise SettingsError(
+                f"{source}: give either adaptation.candidates or adaptation.pseudo-labels and adaptation.perturbation"
+            )
 
 
 def _check_encoder(settings: Settings, source: str) -> None:

@@ -44,6 +44,7 @@ class TaskBatch:
             deterministic function and a user's meta-gradient does not depend on who else is in the batch.
         in_time: Whose support and query sets are in a row in time; None: nobody's.
         recency: Rank of each support item in time, 1 for the newest, 0 where it is not known; None: of no item.
+        perturbation: What is added to the support items' vectors as the user encoder reads them; None: nothing.
     """
 
     support: Int[Tensor, "users support"]
@@ -55,6 +56,7 @@ class TaskBatch:
     dropout: Float[Tensor, "users positions width"] | None = None
     in_time: Bool[Tensor, " users"] | None = None
     recency: Int[Tensor, "users support"] | None = None
+    perturbation: Float[Tensor, "users support width"] | None = None
 
     def __len__(self) -> int:
         return len(self.support)

@@ -76,7 +76,7 @@ def compare(choice: str, users: int, turns: int, device: torch.device) -> Compar
     }
     torchopt = None
     if choice == Settings().adaptation.parameters:
-        fixed = make_cohort(with_adaptation(settings, learned=False), users, device=device)
+        fixed = make_cohort(with_adaptation(settings, method="maml"), users, device=device)
         torchopt = _torchopt_gradient(fixed, choice)
         gradients |= {"fixed": lambda: engine(fixed, 0.0)} | ({} if torchopt is None else {"torchopt": torchopt})
     works = {name: _with_outer_step(cohort, gradient) for name, gradient in gradients.items()}
@@ -122,7 +122,7 @@ def apart(users: int, turns: int, device: torch.device) -> list[tuple[str, Ratio
     candidates = draw_candidates(usual.model.item_bias, 400, 0, 1)
     small = [name for name, _ in usual.model.named_parameters() if name.startswith(("head", "adaptation", "item_norm"))]
     others = {
-        "first order": with_adaptation(Settings(), order="first"),
+        "first order": with_adaptation(Settings(), method="fomaml"),
         "no inner loop": with_adaptation(Settings(), steps=0),
     }
     works: dict[str, Gradient] = {

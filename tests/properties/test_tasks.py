@@ -79,7 +79,7 @@ def test_an_empty_support_set_keeps_the_initialization(choice: str) -> None:
 
 def test_adaptation_lowers_the_support_loss() -> None:
     for choice in CHOICES:
-        inner = AdaptationSettings(parameters=choice, learning_rate=1e-3, learned=False)  # type: ignore[arg-type]
+        inner = AdaptationSettings(parameters=choice, learning_rate=1e-3, method="maml")  # type: ignore[arg-type]
         model, batch = small_model(inner, dtype=torch.float32), small_tasks(5)
         before, after = support_loss(model(batch, adapt=False), batch), support_loss(model(batch), batch)
         has_support = batch.support_mask.any(dim=1)

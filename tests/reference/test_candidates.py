@@ -12,9 +12,9 @@ from tests.small import ITEMS, small_model, small_tasks
 
 
 @pytest.mark.parametrize("choice", ["user-vector", "head"])
-@pytest.mark.parametrize("order", ["second", "first"])
-def test_with_every_item_a_candidate_it_is_the_whole_softmax(choice: str, order: str) -> None:
-    model = small_model(AdaptationSettings(parameters=choice, order=order))  # type: ignore[arg-type]
+@pytest.mark.parametrize("method", ["meta-sgd", "maml", "fomaml", "anil"])
+def test_with_every_item_a_candidate_it_is_the_whole_softmax(choice: str, method: str) -> None:
+    model = small_model(AdaptationSettings(parameters=choice, method=method))  # type: ignore[arg-type]
     tasks, weights = small_tasks(6, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
     everything = draw_candidates(model.item_bias, 1000 * ITEMS, 0, 1)
     assert everything.items.tolist() == list(range(ITEMS))

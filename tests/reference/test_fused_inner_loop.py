@@ -16,6 +16,9 @@ from metarec_shared.meta_gradient import (
     per_user_meta_gradients,
     summed_meta_gradient,
 )
+from metarec_shared.meta_learning import MetaLearner
+from metarec_shared.meta_learning.fomaml import Fomaml
+from metarec_shared.meta_learning.maml import Maml
 from metarec_shared.settings import AdaptationSettings, Settings, TaskSettings
 from metarec_shared.tasks import TaskBatch
 from simulations.benchmarks.cohort import make_cohort
@@ -24,7 +27,7 @@ from simulations.benchmarks.textbook import textbook_meta_gradient
 from tests.small import ITEMS, small_model, small_tasks
 
 CHOICES = ["user-vector", "head", "lora", "all"]
-ORDERS = ["second", "first"]
+METHODS = ["meta-sgd", "maml", "fomaml"]
 WIDTH = 6
 
 
@@ -38,23 +41,23 @@ def _problem(steps: int) -> tuple[Tensor, Tensor, Items, TaskBatch, Tensor]:
     return h, rates, items, tasks, torch.rand(users, dtype=torch.float64, generator=draw)
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("learner", [Maml(), Fomaml()])
 @pytest.mark.parametrize("steps", [0, 1, 3])
 @pytest.mark.parametrize("users_at_once", [1, 3, 100])
-def test_the_derivative_by_hand_is_autograds(steps: int, order: str, users_at_once: int) -> None:
+def test_the_derivative_by_hand_is_autograds(steps: int, learner: MetaLearner, users_at_once: int) -> None:
     h, rates, items, tasks, weights = _problem(steps)
     leaves = [value.requires_grad_() for value in (h, rates, *items)]
     support = Support.of(tasks, h.dtype)
-    adapted = adapt_user_vectors(h, rates, items, support, second_order=order == "second")
+    adapted = adapt_user_vectors(h, rates, items, support, second_order=learner.second_order)
     losses = query_loss(scores(adapted, items), tasks)
     expected = torch.autograd.grad((losses * weights).sum(), leaves, allow_unused=True)
     detached = (h.detach(), rates.detach(), Items(items.vectors.detach(), items.bias.detach()))
-    found = fused_gradient(*detached, tasks, weights, second_order=order == "second")
+    found = fused_gradient(*detached, tasks, weights, learner=learner)
     torch.testing.assert_close(found.losses, losses.detach())
     for got, wanted in zip((found.h, found.rates, found.vectors, found.bias), expected, strict=True):
         torch.testing.assert_close(got, torch.zeros_like(got) if wanted is None else wanted)
     again = torch.empty_like(h)
-    for part in chunk_gradients(*detached, tasks, weights, second_order=order == "second", users_at_once=users_at_once):
+    for part in chunk_gradients(*detached, tasks, weights, learner=learner, users_at_once=users_at_once):
         again[part.users] = part.h
     torch.testing.assert_close(again, found.h)
 
@@ -70,16 +73,15 @@ def _squared_norms(each: MetaGradient, names: list[str]) -> Tensor:
 
 
 @pytest.mark.parametrize("large_catalogue", [False, True])
-@pytest.mark.parametrize("learned", [True, False])
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("choice", CHOICES)
 def test_clipping_by_ghost_norms_is_clipping_gradients_that_are_formed(
-    choice: str, order: str, learned: bool, large_catalogue: bool, monkeypatch: pytest.MonkeyPatch
+    choice: str, method: str, large_catalogue: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if large_catalogue:
         monkeypatch.setattr(module, "GRAM_ITEMS", 0)
     monkeypatch.setattr(module, "USERS_CLIPPED_AT_ONCE", 3)
-    inner = AdaptationSettings(parameters=choice, order=order, steps=2, learned=learned)  # type: ignore[arg-type]
+    inner = AdaptationSettings(parameters=choice, method=method, steps=2)  # type: ignore[arg-type]
     model, tasks = small_model(inner), small_tasks(7, dtype=torch.float64)
     weights, id_mask = torch.rand(7, dtype=torch.float64), torch.arange(ITEMS) % 4 > 0
     each = per_user_meta_gradients(model, tasks, id_mask)

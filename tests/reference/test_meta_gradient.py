@@ -8,14 +8,15 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from metarec_shared.meta_gradient import per_user_meta_gradients, query_loss, summed_meta_gradient
+from metarec_shared.inner_loop import query_loss
+from metarec_shared.meta_gradient import per_user_meta_gradients, summed_meta_gradient
 from metarec_shared.model import BertRecommender
 from metarec_shared.settings import AdaptationSettings
 from metarec_shared.tasks import TaskBatch
 from tests.small import ITEMS, small_model, small_tasks
 
 CHOICES = ["user-vector", "head", "lora", "all"]
-ORDERS = ["second", "first"]
+METHODS = ["meta-sgd", "maml", "fomaml"]
 
 
 def _naive_support_loss(scores: Tensor, task: TaskBatch) -> Tensor:
@@ -67,15 +68,15 @@ def _naive_scores(model: BertRecommender, task: TaskBatch, choice: str, id_mask:
     return score(state)
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("choice", CHOICES)
-def test_meta_gradient_equals_a_naive_loop_over_users(choice: str, order: str) -> None:
-    model = small_model(AdaptationSettings(parameters=choice, order=order, steps=2))  # type: ignore[arg-type]
+def test_meta_gradient_equals_a_naive_loop_over_users(choice: str, method: str) -> None:
+    model = small_model(AdaptationSettings(parameters=choice, method=method, steps=2))  # type: ignore[arg-type]
     tasks, id_mask = small_tasks(dtype=torch.float64), torch.arange(ITEMS) % 4 > 0
     result = per_user_meta_gradients(model, tasks, id_mask, users_at_once=2)
     for user in range(len(tasks)):
         alone = tasks.rows(user, user + 1)
-        loss = _naive_query_loss(_naive_scores(model, alone, choice, id_mask, order == "second"), alone)
+        loss = _naive_query_loss(_naive_scores(model, alone, choice, id_mask, method != "fomaml"), alone)
         expected = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
         torch.testing.assert_close(result.losses[user], loss.detach())
         for (name, parameter), gradient in zip(model.named_parameters(), expected, strict=True):
@@ -83,10 +84,10 @@ def test_meta_gradient_equals_a_naive_loop_over_users(choice: str, order: str) -
             torch.testing.assert_close(result.gradients[name][user], wanted, atol=1e-10, rtol=1e-7, msg=name)
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("choice", CHOICES)
-def test_per_user_meta_gradients_sum_to_the_one_backward_sum(choice: str, order: str) -> None:
-    model = small_model(AdaptationSettings(parameters=choice, order=order))  # type: ignore[arg-type]
+def test_per_user_meta_gradients_sum_to_the_one_backward_sum(choice: str, method: str) -> None:
+    model = small_model(AdaptationSettings(parameters=choice, method=method))  # type: ignore[arg-type]
     batch = small_tasks(7, dtype=torch.float64)
     weights = torch.rand(7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     summed = summed_meta_gradient(model, batch, weights)
@@ -119,8 +120,8 @@ def test_first_and_second_order_differ() -> None:
     batch = small_tasks(dtype=torch.float64)
     weights = torch.ones(len(batch), dtype=torch.float64)
     first, second = (
-        summed_meta_gradient(small_model(AdaptationSettings(order=order)), batch, weights)  # type: ignore[arg-type]
-        for order in ORDERS
+        summed_meta_gradient(small_model(AdaptationSettings(method=method)), batch, weights)  # type: ignore[arg-type]
+        for method in ("fomaml", "maml")
     )
     assert not torch.allclose(first.gradients["item_ids"], second.gradients["item_ids"], rtol=1e-2)
     torch.testing.assert_close(first.losses, second.losses)

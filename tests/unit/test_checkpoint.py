@@ -139,3 +139,33 @@ def test_a_checkpoint_of_format_1_is_read_as_what_it_was(tmp_path: Path) -> None
     assert not before.settings.model.order_aware
     assert before.settings.tasks.time_share == 0.0
     torch.testing.assert_close(before.model()(tasks()), now.model()(tasks()))
+
+
+@pytest.mark.parametrize(
+    ("order", "learned", "method"),
+    [("second", True, "meta-sgd"), ("first", True, "meta-sgd"), ("second", False, "maml"), ("first", False, "fomaml")],
+)
+def test_a_checkpoint_whose_meta_learner_was_two_settings_is_read(
+    order: str, learned: bool, method: str, tmp_path: Path
+) -> None:
+    inner = AdaptationSettings(method=method)  # type: ignore[arg-type]
+    with torch.random.fork_rng():
+        model = BertRecommender(torch.randn(ITEMS, TEXT), SMALL_MODEL, inner)
+    now = replace(
+        a_checkpoint(),
+        parameters={name: value.detach() for name, value in model.named_parameters()},
+        settings=replace(a_checkpoint().settings, model=SMALL_MODEL, adaptation=inner),
+    )
+    save_checkpoint(now, tmp_path)
+    tensors, description = load_tensors(tmp_path / MODEL_FILE)
+    description["format"] = 2
+    description["settings"]["adaptation"] = {
+        "parameters": "user-vector",
+        "steps": 3,
+        "order": order,
+        "learned": learned,
+    }
+    save_tensors(tmp_path / MODEL_FILE, tensors, description)
+    before = load_checkpoint(tmp_path)
+    assert before.settings.adaptation.method == method
+    torch.testing.assert_close(before.model()(tasks()), now.model()(tasks()))
