@@ -14,10 +14,19 @@ from metarec_shared.errors import SettingsError
 from metarec_shared.low_rank import add_adapters, is_frozen
 from metarec_shared.model import BertRecommender
 from metarec_shared.randomness import generator
+from metarec_shared.rating_model import RatingModel
 from metarec_shared.settings import Settings
 
 ITEM_BIAS = "item_bias"
 ITEM_IDS = "item_ids"
+
+
+def initial_rating_model(settings: Settings, text: Float[Tensor, "items text"]) -> RatingModel:
+    """Return the rating model with its first parameters, the same at every place for the same settings."""
+    seed = int(generator(settings.run.seed, "initial parameters").integers(2**63))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return RatingModel(text, settings.rating)
 
 
 def initial_model(settings: Settings, text: Float[Tensor, "items text"]) -> BertRecommender:

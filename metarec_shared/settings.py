@@ -112,6 +112,9 @@ class TextSettings:
 class ModelSettings:
     """The recommender."""
 
+    target: Literal["ranking", "rating"] = setting(
+        "ranking", "what is predicted: which items a user meets next, or how he rates items"
+    )
     encoder: Literal["bert", "gpt2"] = setting(
         "bert", "what reads a support set: bert, as a set; gpt2, causally, oldest item first"
     )
@@ -183,6 +186,17 @@ class RegressionSettings:
     penalty: float = setting(0.5, "of its squared weights, over the mean diagonal of the moments", low=1e-6)
     neighbours: int = setting(200, "weights kept of each support item", low=1)
     most_items: int = setting(8192, "items it is solved for at most, the most frequent ones", low=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatingSettings:
+    """The model that is trained where model.target = rating, and its tasks."""
+
+    width: int = setting(16, "width of a user's vector, beside its bias", low=1)
+    support: int = setting(60, "most ratings that are given in a task of meta-training", low=1)
+    query: int = setting(40, "most ratings that are asked for in one", low=1)
+    hidden: float = setting(0.5, "share of tasks in which items have nothing of their own, text alone", low=0, high=1)
+    decay: float = setting(0.03, "penalty of what is an item's own, each time it appears in a task", low=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,6 +334,7 @@ class Settings:
     tasks: TaskSettings = field(default_factory=TaskSettings)
     adaptation: AdaptationSettings = field(default_factory=AdaptationSettings)
     regression: RegressionSettings = field(default_factory=RegressionSettings)
+    rating: RatingSettings = field(default_factory=RatingSettings)
     pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
     outer: OuterSettings = field(default_factory=OuterSettings)
     federation: FederationSettings = field(default_factory=FederationSettings)
@@ -377,6 +392,18 @@ PRIVATE_DEFAULTS: Mapping[str, Scalar] = {
     "model.order-aware": False,
 }
 """What a simulation with privacy changes of the defaults; chosen on public data (docs/privacy.md)."""
+
+RATING_DEFAULTS: Mapping[str, Scalar] = {
+    "federation.rounds": 1500,
+    "federation.cohort": 64,
+    "outer.optimizer": "adam",
+    "outer.learning-rate": 0.01,
+    "outer.schedule": "cosine",
+    "outer.weight-decay": 0.0,
+    "outer.warmup-rounds": 0,
+    "outer.averaging": 0.0,
+}
+"""What a simulation with model.target = rating changes of the defaults."""
 
 _TABLES = {table.name: table.type for table in dataclasses.fields(Settings)}
 
@@ -488,6 +515,7 @@ def _check_together(settings: Settings, source: str) -> None:
         raise SettingsError(f"{source}: federation.clip-norm needs run.precision = float32: norms are a promise")
     if adaptation.candidates and settings.federation.clip_norm:
         raise SettingsError(f"{source}: give either adaptation.candidates or federation.clip-norm")
+    _check_target(settings, source)
     _check_encoder(settings, source)
     _check_pretraining(settings, source)
     _check_low_rank(settings, source)
@@ -528,6 +556,17 @@ def _check_adaptation(adaptation: AdaptationSettings, source: str) -> None:
             raise SettingsError(
                 f"{source}: give either adaptation.candidates or adaptation.pseudo-labels and adaptation.perturbation"
             )
+
+
+def _check_target(settings: Settings, source: str) -> None:
+    """Refuse what only the ranking model can do of the rating model."""
+    if settings.model.target == "ranking":
+        return
+    for name, given in (("run.init", settings.run.init), ("pretraining.objective", settings.pretraining.rounds)):
+        if given:
+            raise SettingsError(f"{source}: {name} needs model.target = ranking, got rating")
+    if settings.run.precision != "float32":
+        raise SettingsError(f"{source}: model.target = rating needs run.precision = float32")
 
 
 def _check_encoder(settings: Settings, source: str) -> None:

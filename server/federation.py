@@ -23,7 +23,7 @@ from metarec_shared.checkpoint import Checkpoint, save_checkpoint
 from metarec_shared.errors import CheckpointError, FederationError, WireError
 from metarec_shared.exchange import Enrollment, EnrollmentRequest, Parameters
 from metarec_shared.files import write_json, write_text
-from metarec_shared.initialization import ITEM_BIAS, initial_model, released_names
+from metarec_shared.initialization import ITEM_BIAS, initial_model, initial_rating_model, released_names
 from metarec_shared.low_rank import adapted, merged
 from metarec_shared.privacy.terms import META_UPDATE, POPULARITY, participations
 from metarec_shared.settings import Settings
@@ -67,7 +67,8 @@ def run_federation(grid: Grid, settings: Settings, observers: Sequence[Tracker] 
     logger.info("text encoder: %s", public.features.encoder)
     releases = Releases(folder)
     guarded = settings.privacy.mode != "none"
-    popularity = not (guarded and settings.run.resume)  # asked for once: every answer costs the nodes' budget
+    ranks = settings.model.target == "ranking"
+    popularity = ranks and not (guarded and settings.run.resume)  # asked for once: every answer costs nodes' budget
     if guarded and popularity:
         releases.count(POPULARITY)
     roster = enroll_nodes(grid, settings, public, popularity=popularity)
@@ -189,8 +190,10 @@ def _enrollment(content: RecordDict, items: int, *, folds: bool) -> Enrollment:
 def initial_parameters(settings: Settings, public: ItemFeatures, roster: Roster) -> Parameters:
     """Return the first meta-initialization: drawn, or that of a warm start.
 
-    Its score bias is the log popularity that the nodes reported, if they did.
+    The score bias of a ranking model is the log popularity that the nodes reported, if they did.
     """
+    if settings.model.target == "rating":
+        return {name: value.detach() for name, value in initial_rating_model(settings, public.text).named_parameters()}
     if settings.run.init:
         parameters = warm_parameters(settings, public)
         if settings.federation.lora_rank:
@@ -231,10 +234,11 @@ class RunKeeper:
     def round_done(self, number: int, metrics: MetricRecord) -> bool:
         """Take in a finished round; return whether to go on."""
         limits = self.settings.federation
-        value = metrics.get(f"validation_ndcg@{self.settings.evaluation.k}")
+        rates = self.settings.model.target == "rating"
+        value = metrics.get("validation_mae" if rates else f"validation_ndcg@{self.settings.evaluation.k}")
         last = number == limits.rounds
         if isinstance(value, int | float):
-            self.best = self.best.judged(number, float(value))
+            self.best = self.best.judged(number, float(value), lower_is_better=rates)
             if self.best.round_number == number:
                 self._save_checkpoint(number, float(value))
         stop = last or self.exhausted
