@@ -26,6 +26,7 @@ from metarec_shared.files import write_json, write_text
 from metarec_shared.initialization import ITEM_BIAS, initial_model, initial_rating_model, released_names
 from metarec_shared.low_rank import adapted, merged
 from metarec_shared.privacy.terms import META_UPDATE, POPULARITY, participations
+from metarec_shared.rating_tasks import middle
 from metarec_shared.settings import Settings
 from metarec_shared.sources import ItemFeatures, load_item_features
 from server.delivery import Tally, deliver, folds_replies, wait_for_nodes
@@ -73,6 +74,8 @@ def run_federation(grid: Grid, settings: Settings, observers: Sequence[Tracker] 
         releases.count(POPULARITY)
     roster = enroll_nodes(grid, settings, public, popularity=popularity)
     announce(NO_PRIVACY_NOTICE if roster.privacy is None else roster.privacy.terms.describe())
+    if not ranks:
+        middle(roster.rating_scale)  # refuses data without ratings before anybody is asked for anything more
     initial = initial_parameters(settings, public, roster)
     released = set(released_names(settings, initial))
     trained, untrained = ({n: v for n, v in initial.items() if (n in released) == kept} for kept in (True, False))
