@@ -167,8 +167,7 @@ def load_learner(settings: Settings) -> Learner:
 @lru_cache(maxsize=2)
 def load_rating_learner(settings: Settings) -> RatingLearner:
     """Return the rating model for the run's catalogue, built once a process."""
-    public = load_item_features(settings)
-    return RatingLearner(settings, public.fingerprint, public.text)
+    return RatingLearner(settings, load_item_features(settings))
 
 
 def load_target(settings: Settings) -> Learner | RatingLearner:

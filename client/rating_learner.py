@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from client.learner import LoadedModel
 from client.node import Drawn, Nodes
@@ -17,6 +16,7 @@ from metarec_shared.meta_gradient import MetaGradient, separately_clipped_sum
 from metarec_shared.rating_model import RatingBatch, RatingModel, rating_errors, rating_meta_gradient
 from metarec_shared.rating_tasks import draw_rating_tasks, evaluation_rating_tasks, middle
 from metarec_shared.settings import Settings
+from metarec_shared.sources import ItemFeatures
 
 USERS_AT_ONCE = 256
 """Users of one pass at most; each takes a few kilobytes a rating."""
@@ -27,12 +27,12 @@ class RatingLearner(LoadedModel[RatingModel]):
 
     Args:
         settings: The run's settings.
-        catalogue: Fingerprint of the items and their text vectors.
-        text: Frozen text vectors of the catalogue, [items, text].
+        public: The run's items and their text vectors.
     """
 
-    def __init__(self, settings: Settings, catalogue: str, text: Tensor) -> None:
-        super().__init__(settings, catalogue, initial_rating_model(settings, text))
+    def __init__(self, settings: Settings, public: ItemFeatures) -> None:
+        model = initial_rating_model(settings, public.features.vectors, public.items)
+        super().__init__(settings, public.fingerprint, model)
 
     def meta_gradient(
         self, nodes: Nodes, request: TrainRequest, drawn: Drawn, weights: NDArray[np.float32], *, separately: bool

@@ -92,7 +92,8 @@ class Checkpoint:
             for name in ("item_bias", "item_ids"):
                 value = parameters[name]
                 parameters[name] = value.new_zeros(len(self.text), *value.shape[1:]).index_copy(0, known, value)
-        model = RatingModel(self.text if full else self.text[known], self.settings.rating)
+        positions = np.arange(len(self.text)) if full else self.items.positions
+        model = RatingModel.over(self.items.catalogue, self.text, positions, self.settings.rating)
         load_parameters(model, parameters, CheckpointError)
         return model.eval()
 

@@ -17,13 +17,17 @@ References:
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 
+from metarec_shared.catalogue import Catalogue
 from metarec_shared.dataset import RatingScale
+from metarec_shared.item_content import with_content
 from metarec_shared.meta_gradient import MetaGradient, clip_factors
 from metarec_shared.metrics import mean_absolute_error, root_mean_square_error
 from metarec_shared.rating_tasks import RatingTasks, middle
@@ -43,7 +47,7 @@ class RatingModel(nn.Module):
     Ratings are relative to the middle of their scale throughout.
 
     Args:
-        text: Frozen text vectors of the catalogue. They are public and never travel as parameters.
+        text: Frozen vectors of the catalogue's texts. They are public and never travel as parameters.
         settings: Width, and how tasks are penalized.
     """
 
@@ -60,6 +64,25 @@ class RatingModel(nn.Module):
         self.text_bias = nn.Parameter(torch.zeros(size))
         self.projection = nn.Parameter(_FIRST_SCALE * torch.randn(size, settings.width))
         self.log_penalty = nn.Parameter(torch.full((settings.width + 1,), _FIRST_LOG_PENALTY))
+
+    @classmethod
+    def over(
+        cls,
+        catalogue: Catalogue,
+        text: Float[Tensor, "items text"],
+        positions: NDArray[np.int64],
+        settings: RatingSettings,
+    ) -> "RatingModel":
+        """Return a model over some of a catalogue's items, which are described by their text and what that says.
+
+        Args:
+            catalogue: All items: what the words and years of a part are does not depend on the part.
+            text: Their text vectors.
+            positions: Which of them.
+            settings: Of the model.
+        """
+        described = with_content(text, catalogue) if settings.content else text
+        return cls(described[torch.from_numpy(positions)], settings)
 
     def items(
         self, positions: Int[Tensor, "users rows"], heard: Bool[Tensor, " users"]

@@ -193,6 +193,7 @@ class RatingSettings:
     """The model that is trained where model.target = rating, and its tasks."""
 
     width: int = setting(16, "width of a user's vector, beside its bias", low=1)
+    content: bool = setting(True, "read the words of item texts and the years of titles beside the text vectors")
     support: int = setting(60, "most ratings that are given in a task of meta-training", low=1)
     query: int = setting(40, "most ratings that are asked for in one", low=1)
     hidden: float = setting(0.5, "share of tasks in which items have nothing of their own, text alone", low=0, high=1)

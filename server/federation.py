@@ -196,7 +196,8 @@ def initial_parameters(settings: Settings, public: ItemFeatures, roster: Roster)
     The score bias of a ranking model is the log popularity that the nodes reported, if they did.
     """
     if settings.model.target == "rating":
-        return {name: value.detach() for name, value in initial_rating_model(settings, public.text).named_parameters()}
+        rating = initial_rating_model(settings, public.features.vectors, public.items)
+        return {name: value.detach() for name, value in rating.named_parameters()}
     if settings.run.init:
         parameters = warm_parameters(settings, public)
         if settings.federation.lora_rank:

@@ -19,8 +19,6 @@ References:
     algorithm 1, equations 1 to 4, figure 2; https://github.com/hoyeoplee/MeLU.
 """
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,15 +31,11 @@ from torch import Tensor, nn
 
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.interactions import Interactions
+from metarec_shared.item_content import item_words, item_years
 from metarec_shared.randomness import generator
 
 Layers = list[tuple[Tensor, Tensor]]
 """Weights [users, in, out] and biases [users, 1, out] of the decision layers; 1 user where they are everybody's."""
-
-_YEAR = re.compile(r"\((\d{4})\)\s*$")
-_WORD = re.compile(r"[^\W_][\w'-]*")
-_FEWEST_ITEMS = 10  # that a word must describe
-_MOST_WORDS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,19 +71,10 @@ def item_content(
     """Return the content fields of items: words as shares of an item's, the year as one of those there are, the text.
 
     Args:
-        catalogue: The items. Words are of the text that follows the title, or of the title where nothing does.
+        catalogue: The items.
         text: Their public text vectors.
     """
-    rest = [whole.removeprefix(title) for title, whole in zip(catalogue.titles, catalogue.texts, strict=True)]
-    if not any(_WORD.search(part) for part in rest):
-        rest = [_YEAR.sub("", title) for title in catalogue.titles]
-    words = [set(_WORD.findall(part.lower())) for part in rest]
-    counts = Counter(word for some in words for word in some)
-    kept = [word for word, count in counts.most_common(_MOST_WORDS) if count >= _FEWEST_ITEMS]
-    described = np.array([[word in some for word in kept] for some in words], dtype=np.float64)
-    described = described.reshape(len(words), len(kept))
-    found = [_YEAR.search(title) for title in catalogue.titles]
-    years = np.array([int(match[1]) if match else 0 for match in found])
+    described, years = item_words(catalogue).astype(np.float64), item_years(catalogue)
     dated = (years[:, None] == np.unique(years[years > 0])).astype(np.float64)
     fields = (described / described.sum(axis=1, keepdims=True).clip(min=1), dated, text - text.mean(axis=0))
     return [field for field in fields if field.any()]

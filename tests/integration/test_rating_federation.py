@@ -134,7 +134,7 @@ def test_items_that_training_did_not_know_come_by_their_text_alone(tmp_path: Pat
     held_out = np.setdiff1d(np.arange(len(checkpoint.items.catalogue)), checkpoint.items.positions)
     whole, known = checkpoint.rating_model(full=True), checkpoint.rating_model()
     base, features = whole.catalogue()
-    text = checkpoint.text[held_out]
+    text = whole.text[held_out]
     torch.testing.assert_close(base[held_out], whole.mean + text @ whole.text_bias)
     torch.testing.assert_close(features[held_out, 1:], text @ whole.projection)
     for full, part in zip((base, features), known.catalogue(), strict=True):
