@@ -12,6 +12,8 @@ from rich.table import Table
 from client.recommend import read_history_bytes, read_history_file, recommend
 from metarec_shared.checkpoint import load_checkpoint
 from metarec_shared.device import one_thread
+from metarec_shared.other_catalogue import model_over
+from metarec_shared.readers import read_catalogue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,20 +42,28 @@ class Answer:
     milliseconds: float
 
 
-def answer_history(folder: Path, history: str, top_k: int) -> Answer:
+def answer_history(folder: Path, history: str, top_k: int, newer: Path | None = None) -> Answer:
     """Adapt the model in ``folder`` to a history file (``-``: standard input) and recommend ``top_k`` items.
+
+    Args:
+        folder: Of the run.
+        history: The history file.
+        top_k: Items to recommend.
+        newer: Folder with the catalogue of today; None: the one the model was trained with.
 
     Raises:
         CheckpointError: The folder holds no usable model.
-        DataError: The history cannot be read.
+        DataError: The history or the catalogue cannot be read.
+        MetaRecError: The run's text encoder, which new items need, is not here.
     """
     checkpoint = load_checkpoint(folder)
-    catalogue, scale = checkpoint.items.catalogue, checkpoint.rating_scale
+    settings, scale = checkpoint.settings, checkpoint.rating_scale
+    catalogue = checkpoint.items.catalogue if newer is None else read_catalogue(newer, settings.data)
     if history == "-":
         profile = read_history_bytes(sys.stdin.buffer.read(), catalogue, scale, "standard input")
     else:
         profile = read_history_file(Path(history), catalogue, scale)
-    model = checkpoint.full_model()
+    model = checkpoint.full_model() if newer is None else model_over(checkpoint, catalogue, settings)
     with one_thread():
         began = time.perf_counter()
         ranked = recommend(model, profile, top_k)

@@ -1,5 +1,6 @@
 """Recommend on the device: adapt the meta-initialization to a history and rank the catalogue, in milliseconds."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,16 +36,20 @@ class Profile:
     Attributes:
         items: What the catalogue holds of the history, each item once.
         skipped: What the catalogue lacks, as it was written.
+        in_time: Whether the items are known to be in the order of time, oldest first.
     """
 
     items: Sequence[Item]
     skipped: Sequence[str] = field(default=())
+    in_time: bool = False
 
 
 def read_history(lines: Iterable[str], catalogue: Catalogue, scale: RatingScale | None, source: str) -> Profile:
-    """Read a history: one item id or one exact title a line, optionally followed by a tab and a rating.
+    """Read a history: one item id or one exact title a line, then, each after a tab, by choice a rating and a time.
 
-    An item named twice counts once, with its first rating. Blank lines are passed over.
+    Times are numbers that grow, seconds since 1970 say; the rating before one may be empty. Where every line has a time
+    the history is put in their order. An item named twice counts once, as it was named first. Blank lines are passed
+    over.
 
     Args:
         lines: The history.
@@ -53,22 +58,32 @@ def read_history(lines: Iterable[str], catalogue: Catalogue, scale: RatingScale 
         source: Name of the history in errors.
 
     Raises:
-        DataError: A rating is no number or off the scale, or several items bear a title.
+        DataError: A rating is no number or off the scale, a time is no number, only some lines have one, or several
+            items bear a title.
     """
     items: dict[int, Item] = {}
+    times: dict[int, float | None] = {}
     skipped: list[str] = []
+    timed: bool | None = None
     for number, line in enumerate(lines, start=1):
-        name, _, rating = line.strip("\r\n").partition("\t")
+        name, _, rest = line.strip("\r\n").partition("\t")
+        rating, _, when = rest.partition("\t")
         if not name.strip():
             continue
         where = f"{source} line {number}"
         feedback = _feedback(rating.strip(), scale, where)
+        time = _time(when.strip(), where)
+        if timed not in (None, time is not None):
+            raise DataError(f"{where}: either every line has a time after a second tab or none has")
+        timed = time is not None
         position = _position(name.strip(), catalogue, where)
         if position is None:
             skipped.append(name.strip())
         else:
             items.setdefault(position, Item(position=position, feedback=feedback))
-    return Profile(items=list(items.values()), skipped=skipped)
+            times.setdefault(position, time)
+    ordered = sorted(items.values(), key=lambda item: times[item.position] or 0.0)
+    return Profile(items=ordered, skipped=skipped, in_time=bool(timed))
 
 
 def read_history_file(path: Path, catalogue: Catalogue, scale: RatingScale | None) -> Profile:
@@ -101,8 +116,9 @@ def read_history_bytes(content: bytes, catalogue: Catalogue, scale: RatingScale 
 def recommend(model: BertRecommender, profile: Profile, top_k: int) -> list[tuple[int, float]]:
     """Return the positions and scores of the ``top_k`` best items, best first, none of them from the history.
 
-    With an empty history the unadapted meta-initialization ranks the catalogue. A model that reads an order in time
-    takes the history's own, oldest item first.
+    With an empty history the unadapted meta-initialization ranks the catalogue. What follows a history that is known to
+    be in time is predicted otherwise than what goes with one that may be in any order; a model that reads ranks in time
+    takes the order of the items, oldest first.
     """
     positions = np.array([item.position for item in profile.items], dtype=np.int64)
     task = Task(
@@ -110,6 +126,7 @@ def recommend(model: BertRecommender, profile: Profile, top_k: int) -> list[tupl
         support_mask=np.ones(len(positions), dtype=bool),
         feedback=np.array([item.feedback for item in profile.items], dtype=np.int64),
         query=positions[:0],
+        in_time=profile.in_time,
         recency=np.arange(len(positions), 0, -1),
     )
     scores = model(pad([task]), adapt=len(positions) > 0)[0]
@@ -126,6 +143,18 @@ def _position(name: str, catalogue: Catalogue, where: str) -> int | None:
         ids = ", ".join(catalogue.item_ids[position] for position in positions)
         raise DataError(f"{where}: {len(positions)} items bear the title {name!r}; give one of their ids: {ids}")
     return positions[0] if positions else None
+
+
+def _time(text: str, where: str) -> float | None:
+    if not text:
+        return None
+    try:
+        time = float(text)
+    except ValueError:
+        raise DataError(f"{where}: time must be a number, got {text!r}") from None
+    if not math.isfinite(time):
+        raise DataError(f"{where}: time must be finite, got {text!r}")
+    return time
 
 
 def _feedback(text: str, scale: RatingScale | None, where: str) -> int:

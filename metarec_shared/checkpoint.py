@@ -27,12 +27,16 @@ from metarec_shared.model import BertRecommender
 from metarec_shared.model_card import model_card
 from metarec_shared.rating_model import RatingModel
 from metarec_shared.settings import Scalar, Settings, flatten
-from metarec_shared.task_regression import TaskRegression
+from metarec_shared.task_regression import TaskRegression, TextWeights
 from metarec_shared.tasks import Order
+from metarec_shared.text_ridge import fit_text_ridge
 
 FORMAT = 3
 _BEFORE: dict[int, dict[str, Scalar]] = {1: {"model.order-aware": False, "tasks.time-share": 0.0}, 2: {}}
 """What earlier formats could not do, so that their settings do not say it."""
+_STATES_BEFORE = 2
+"""State tokens up to format 2."""
+_STATES = "encoder.embeddings.word_embeddings.weight"
 MODEL_FILE = "model.safetensors"
 CATALOGUE_FILE = "catalogue.json"
 
@@ -104,16 +108,16 @@ class Checkpoint:
             )
 
     def full_model(self) -> BertRecommender:
-        """Return the recommender over the whole catalogue: an item training did not know comes by its text alone.
-
-        Such an item has no ID vector, and the lowest score bias of the known items.
-        """
+        """Return the recommender over the whole catalogue: an item training did not know comes by its text alone."""
         return self.transferred(self.text, self.items.positions, np.arange(len(self.items.positions)))
 
     def transferred(
         self, text: torch.Tensor, positions: NDArray[np.int64], known: NDArray[np.int64]
     ) -> BertRecommender:
-        """Return the recommender over another catalogue.
+        """Return the recommender over another catalogue: an item training did not know comes by its text alone.
+
+        Such an item has no ID vector. Its score bias, and what task regressions say of it, are predicted from its text
+        as those of the known items are from theirs.
 
         Args:
             text: Text vectors of that catalogue, by the same encoder, [items, text].
@@ -125,15 +129,19 @@ class Checkpoint:
         model = BertRecommender(text, self.settings.model, self.settings.adaptation)
         parameters = dict(self.parameters)
         bias = self.parameters["item_bias"]
-        parameters["item_bias"] = bias.min().repeat(len(text)).index_put((at,), bias[of])
+        parameters["item_bias"] = self._bias_by_text(text).index_put((at,), bias[of])
         if model.item_ids is not None:
             ids = self.parameters["item_ids"]
             parameters["item_ids"] = ids.new_zeros(len(text), ids.shape[1]).index_put((at,), ids[of])
         load_parameters(model, parameters, CheckpointError)
         model.regressions = {
-            order: regression.transferred(len(text), at, of) for order, regression in self.regressions.items()
+            order: regression.transferred(len(text), at, of, text) for order, regression in self.regressions.items()
         }
         return model.eval()
+
+    def _bias_by_text(self, text: torch.Tensor) -> torch.Tensor:
+        known = self.text[torch.from_numpy(self.items.positions)]
+        return fit_text_ridge(known, self.parameters["item_bias"][:, None]).predictions(text)[:, 0]
 
     def describe(self) -> dict[str, Any]:
         """Return the description that stands in the file's header."""
@@ -184,6 +192,9 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     for order, regression in checkpoint.regressions.items():
         tensors[f"{order}/neighbours"] = regression.neighbours.to(torch.int32)
         tensors[f"{order}/weights"] = regression.weights
+        if regression.by_text is not None:
+            tensors[f"{order}/text-coefficients"] = regression.by_text.coefficients
+            tensors[f"{order}/text-intercept"] = regression.by_text.intercept
     tensors["text"] = checkpoint.text.contiguous()
     tensors["known_items"] = torch.from_numpy(checkpoint.items.positions)
     catalogue = checkpoint.items.catalogue
@@ -211,8 +222,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     values = _today(description["format"], flatten(description["settings"], MODEL_FILE))
     settings = Settings().with_values(values, str(folder / MODEL_FILE))
     scale = description["rating_scale"]
+    parameters = tensors_below(tensors, "parameters/")
+    if settings.model.order_aware and len(states := parameters.get(_STATES, ())) == _STATES_BEFORE:
+        parameters[_STATES] = states[[0, 1, 1]]  # histories from the start were read as any in time order
     return Checkpoint(
-        parameters=tensors_below(tensors, "parameters/"),
+        parameters=parameters,
         settings=settings,
         items=TrainingItems(catalogue=catalogue, positions=tensors["known_items"].numpy().astype(np.int64)),
         text=tensors["text"],
@@ -221,9 +235,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         round_number=description["round"],
         validation=description["validation"],
         regressions={
-            order: TaskRegression(
-                neighbours=tensors[f"{order}/neighbours"].long(), weights=tensors[f"{order}/weights"], blend=blend
-            )
+            order: _load_regression(tensors, order, blend)
             for order, blend in description.get("regressions", {}).items()
         },
     )
@@ -268,6 +280,23 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def tensors_below(tensors: dict[str, torch.Tensor], prefix: str) -> Parameters:
     """Return the tensors whose name begins with ``prefix``, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _load_regression(tensors: dict[str, torch.Tensor], order: str, blend: float) -> TaskRegression:
+    coefficients, by_text = tensors.get(f"{order}/text-coefficients"), None
+    if coefficients is not None:
+        by_text = TextWeights(
+            coefficients=coefficients,
+            intercept=tensors[f"{order}/text-intercept"],
+            positions=torch.zeros(0, dtype=torch.int64),
+            text=coefficients[:0],
+        )
+    return TaskRegression(
+        neighbours=tensors[f"{order}/neighbours"].long(),
+        weights=tensors[f"{order}/weights"],
+        blend=blend,
+        by_text=by_text,
+    )
 
 
 def _load_catalogue(path: Path) -> Catalogue:

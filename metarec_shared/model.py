@@ -101,10 +101,16 @@ class BertRecommender(nn.Module):
                 feedback,
                 tasks.support_mask,
                 recency,
-                state=tasks.in_time if self.order_aware else None,
+                state=self.states(tasks) if self.order_aware else None,
                 joined=joined and not self.has_adapters,
             )
         return encoded if tasks.dropout is None else encoded * tasks.dropout[:, -1]
+
+    def states(self, tasks: TaskBatch) -> Int[Tensor, " users"] | None:
+        """Return which state token reads each task: 0 in random order, 1 in a row, 2 in a row from the start."""
+        if tasks.in_time is None:
+            return None
+        return tasks.in_time.long() if tasks.from_start is None else tasks.in_time.long() + tasks.from_start.long()
 
     def levels(self, feedback: Int[Tensor, "users support"]) -> Int[Tensor, "users support"]:
         """Return feedback levels as the encoder reads them: all 0 where it reads none."""
@@ -157,7 +163,7 @@ class BertRecommender(nn.Module):
 def _build_bert(model: ModelSettings, feedback_levels: int) -> BertModel:
     """Return a BERT whose one word is the state token, with feedback levels as types and ranks in time as positions."""
     config = BertConfig(
-        vocab_size=2 if model.order_aware else 1,
+        vocab_size=3 if model.order_aware else 1,
         pad_token_id=None,
         type_vocab_size=1 + feedback_levels,
         max_position_embeddings=1 + RECENCY_LEVELS if model.recency else 1,

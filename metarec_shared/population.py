@@ -105,5 +105,6 @@ class Population:
             feedback=feedback_levels(self.interactions.ratings[rows[:support]], scale),
             query=self.interactions.items[rows[support : support + query]].astype(np.int64),
             in_time=order == "time",
+            from_start=order == "time",
             recency=recency,
         )

@@ -141,6 +141,9 @@ class TaskSettings:
         high=1,
     )
     time_query: int = setting(10, "largest query set of a task in time order", low=1)
+    start_share: float = setting(
+        0.5, "share of tasks in time order that begin where the history does, as a new user's will", low=0, high=1
+    )
     vary_support: float = setting(0.0, "share of tasks whose support size is drawn from 1..support", low=0, high=1)
     support_dropout: float = setting(0.15, "chance of a support item to be hidden from its task", low=0, high=0.95)
     feature_dropout: float = setting(0.2, "dropout on the user encoder's inputs and output", low=0, high=0.95)
@@ -186,6 +189,7 @@ class RegressionSettings:
     penalty: float = setting(0.5, "of its squared weights, over the mean diagonal of the moments", low=1e-6)
     neighbours: int = setting(200, "weights kept of each support item", low=1)
     most_items: int = setting(8192, "items it is solved for at most, the most frequent ones", low=1)
+    by_text: bool = setting(True, "predict from their text the weights of items that training does not know")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

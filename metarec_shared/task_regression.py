@@ -13,6 +13,9 @@ of a history of n items, s go into the support set and the others are the query,
 
 In time order a task is s interactions in a row and those that follow, and a history is cut into such tasks.
 
+An item that nobody had has no column in B. Its column is predicted from its text, by ridge regression of the columns of
+the others on theirs: of what a support item speaks for, text tells how much it speaks for each direction of text.
+
 EASE regresses whole histories on themselves, with an item's own weight forced to zero; here nobody's support item is
 in his query set, so there is nothing to force, and the loss is that of users with few interactions.
 
@@ -20,6 +23,7 @@ References:
     Steck (2019), Embarrassingly shallow autoencoders for sparse data, equation 8 (EASE).
     Steck (2020), Autoencoders that don't overfit towards the identity, section 3 (dropout in closed form).
     Bertinetto et al. (2019), Meta-learning with differentiable closed-form solvers, equation 6.
+    Gantner et al. (2010), Learning attribute-to-feature mappings for cold-start recommendations, section III.
 """
 
 from dataclasses import dataclass
@@ -32,6 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec_shared.interactions import Interactions
+from metarec_shared.text_ridge import fit_text_ridge
 
 USERS_AT_ONCE = 4096
 """Users whose moments are added up together; memory grows with it."""
@@ -130,6 +135,59 @@ def _sparse(matrix: sp.sparray) -> sp.csr_array:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TextWeights:
+    """What every support item says of items by their text: its row of B as a linear function of text.
+
+    Attributes:
+        coefficients: What each item says of each direction of text, float32 [items, text].
+        intercept: What it says of an item whose text vector is 0, float32 [items].
+        positions: Items of the catalogue that only their text is known of, int64 [unknown].
+        text: Their text vectors, float32 [unknown, text].
+    """
+
+    coefficients: Float[Tensor, "items text"]
+    intercept: Float[Tensor, " items"]
+    positions: Int[Tensor, " unknown"]
+    text: Float[Tensor, "unknown text"]
+
+    def predictions(
+        self, support: Int[Tensor, "users support"], mask: Bool[Tensor, "users support"]
+    ) -> Float[Tensor, "users unknown"]:
+        """Return what is expected of the items that only their text is known of; as in ``TaskRegression``."""
+        counted = mask.to(self.coefficients.dtype)
+        profile = torch.einsum("us,usd->ud", counted, self.coefficients[support])
+        return (counted * self.intercept[support]).sum(dim=1, keepdim=True) + profile @ self.text.T
+
+    def to(self, device: torch.device) -> "TextWeights":
+        """Return the weights on ``device``."""
+        return TextWeights(
+            coefficients=self.coefficients.to(device),
+            intercept=self.intercept.to(device),
+            positions=self.positions.to(device),
+            text=self.text.to(device),
+        )
+
+    def transferred(
+        self,
+        items: int,
+        here: Int[Tensor, " shared"],
+        there: Int[Tensor, " shared"],
+        text: Float[Tensor, "items text"] | None,
+    ) -> "TextWeights":
+        """Return the weights over another catalogue; as in ``TaskRegression``."""
+        width = self.coefficients.shape[1]
+        coefficients, intercept = torch.zeros(items, width), torch.zeros(items)
+        coefficients[here], intercept[here] = self.coefficients[there], self.intercept[there]
+        unknown = torch.full((items,), text is not None).index_fill(0, here, False)
+        return TextWeights(
+            coefficients=coefficients,
+            intercept=intercept,
+            positions=unknown.nonzero()[:, 0],
+            text=torch.zeros(0, width) if text is None else text[unknown],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRegression:
     """The strongest weights of every support item.
 
@@ -137,11 +195,13 @@ class TaskRegression:
         neighbours: Items that each item speaks for, int64 [items, neighbours].
         weights: How much, float32 [items, neighbours]; 0 where there are fewer.
         blend: What a prediction is multiplied by before it is added to a model's scores.
+        by_text: What it says of items that only their text is known of; None: nothing.
     """
 
     neighbours: Int[Tensor, "items neighbours"]
     weights: Float[Tensor, "items neighbours"]
     blend: float = 1.0
+    by_text: TextWeights | None = None
 
     def predictions(
         self, support: Int[Tensor, "users support"], mask: Bool[Tensor, "users support"]
@@ -155,19 +215,35 @@ class TaskRegression:
         rows = support.masked_fill(~mask, 0)
         values = self.weights[rows] * mask[:, :, None]
         scored = values.new_zeros(len(support), len(self.neighbours))
-        return scored.scatter_add_(1, self.neighbours[rows].flatten(1), values.flatten(1))
+        scored.scatter_add_(1, self.neighbours[rows].flatten(1), values.flatten(1))
+        if self.by_text is not None and len(self.by_text.positions):
+            scored[:, self.by_text.positions] += self.by_text.predictions(rows, mask)
+        return scored
 
     def to(self, device: torch.device) -> "TaskRegression":
         """Return the regression on ``device``."""
-        return TaskRegression(neighbours=self.neighbours.to(device), weights=self.weights.to(device), blend=self.blend)
+        return TaskRegression(
+            neighbours=self.neighbours.to(device),
+            weights=self.weights.to(device),
+            blend=self.blend,
+            by_text=None if self.by_text is None else self.by_text.to(device),
+        )
 
-    def transferred(self, items: int, here: Int[Tensor, " shared"], there: Int[Tensor, " shared"]) -> "TaskRegression":
-        """Return the regression over another catalogue; items that are not shared neither speak nor are spoken for.
+    def transferred(
+        self,
+        items: int,
+        here: Int[Tensor, " shared"],
+        there: Int[Tensor, " shared"],
+        text: Float[Tensor, "items text"] | None = None,
+    ) -> "TaskRegression":
+        """Return the regression over another catalogue; items that are not shared do not speak.
 
         Args:
             items: Size of the other catalogue.
             here: Where shared items stand in it.
             there: Where they stand in this one's.
+            text: Text vectors of the other catalogue, by which items that are not shared are spoken for; None: they are
+                not.
         """
         place = torch.full((len(self.neighbours),), -1).index_put((there,), here)
         moved = place[self.neighbours]
@@ -176,11 +252,17 @@ class TaskRegression:
         weights = torch.zeros(items, moved.shape[1])
         neighbours[here] = moved.clamp(min=0)[there]
         weights[here] = (self.weights * known)[there]
-        return TaskRegression(neighbours=neighbours, weights=weights, blend=self.blend)
+        by_text = None if self.by_text is None else self.by_text.transferred(items, here, there, text)
+        return TaskRegression(neighbours=neighbours, weights=weights, blend=self.blend, by_text=by_text)
 
 
 def fit_task_regression(
-    moments: TaskMoments, *, penalty: float, neighbours: int, most_items: int | None = None
+    moments: TaskMoments,
+    *,
+    penalty: float,
+    neighbours: int,
+    most_items: int | None = None,
+    text: Float[Tensor, "items text"] | None = None,
 ) -> TaskRegression:
     """Solve the regression and keep the strongest weights of each support item.
 
@@ -191,6 +273,8 @@ def fit_task_regression(
         penalty: Of the squared weights, over the mean diagonal of S.
         neighbours: Weights kept of each support item, the largest in size.
         most_items: Items that are solved for at most, those in most support sets; the others have no weights.
+        text: Text vectors of the items, from which weights of items that training does not know are predicted; None:
+            such items get none.
 
     Raises:
         ValueError: The penalty is not above 0.
@@ -208,5 +292,19 @@ def fit_task_regression(
     S.diagonal().add_(penalty * S.diagonal().mean().clamp(min=torch.finfo(S.dtype).tiny))
     B = torch.cholesky_solve(torch.from_numpy(moments.query.toarray()), torch.linalg.cholesky(S))
     strongest = B.abs().topk(min(neighbours, len(B)), dim=1).indices
-    found = TaskRegression(neighbours=strongest, weights=B.gather(1, strongest))
+    found = TaskRegression(
+        neighbours=strongest,
+        weights=B.gather(1, strongest),
+        by_text=None if text is None else _fit_text_weights(B, text[torch.from_numpy(solved)]),
+    )
     return found if len(solved) == items else found.transferred(items, torch.from_numpy(solved), torch.arange(len(B)))
+
+
+def _fit_text_weights(B: Float[Tensor, "items items"], text: Float[Tensor, "items text"]) -> TextWeights:
+    ridge = fit_text_ridge(text, B.T)
+    return TextWeights(
+        coefficients=ridge.coefficients.T.contiguous(),
+        intercept=ridge.intercept,
+        positions=torch.zeros(0, dtype=torch.int64),
+        text=text[:0],
+    )

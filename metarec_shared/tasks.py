@@ -43,6 +43,7 @@ class TaskBatch:
             position), None outside meta-training. They are drawn with the task, so that the model itself is a
             deterministic function and a user's meta-gradient does not depend on who else is in the batch.
         in_time: Whose support and query sets are in a row in time; None: nobody's.
+        from_start: Whose of these begin where the history does; None: nobody's.
         recency: Rank of each support item in time, 1 for the newest, 0 where it is not known; None: of no item.
         perturbation: What is added to the support items' vectors as the user encoder reads them; None: nothing.
     """
@@ -55,6 +56,7 @@ class TaskBatch:
     known: Int[Tensor, "users support"]
     dropout: Float[Tensor, "users positions width"] | None = None
     in_time: Bool[Tensor, " users"] | None = None
+    from_start: Bool[Tensor, " users"] | None = None
     recency: Int[Tensor, "users support"] | None = None
     perturbation: Float[Tensor, "users support width"] | None = None
 
@@ -95,6 +97,7 @@ class Task:
     query: NDArray[np.int64]
     dropout: NDArray[np.float32] | None = None
     in_time: bool = False
+    from_start: bool = False
     recency: NDArray[np.int64] | None = None
 
 
@@ -120,8 +123,9 @@ def draw_training_tasks(
 
     A history is shuffled; its first items are the support set (at most ``settings.support`` and never the whole
     history), the next at most ``settings.query`` the query set. Where the data has time, a share of the tasks is
-    interactions in a row instead, beginning anywhere, and at most ``settings.time_query`` that follow. Only the
-    rows that are drawn are read, so histories may lie on disk, and a user's task depends on nobody else's.
+    interactions in a row instead, beginning anywhere or where the history does, and at most ``settings.time_query``
+    that follow. Only the rows that are drawn are read, so histories may lie on disk, and a user's task depends on
+    nobody else's.
 
     Args:
         interactions: Whose histories.
@@ -141,12 +145,14 @@ def draw_training_tasks(
         sizes = np.where(draws[:, 0] < settings.vary_support, varied, sizes)
     query_sizes = np.minimum(settings.query, lengths - sizes)
     order = shuffled(lengths, draws[:, 2 : 2 + limit + settings.query])
-    in_time = np.zeros(len(users), dtype=np.bool_)
+    in_time, from_start = np.zeros((2, len(users)), dtype=np.bool_)
     if interactions.has_time and settings.time_share:
-        draw = uniform_table(keys, 2, seed, "time order", round_number)
+        draw = uniform_table(keys, 3, seed, "time order", round_number)
         in_time = draw[:, 0] < settings.time_share
         query_sizes = np.where(in_time, np.minimum(query_sizes, settings.time_query), query_sizes)
+        from_start = in_time & (draw[:, 2] < settings.start_share)
         begin = (draw[:, 1] * (lengths - sizes - query_sizes + 1)).astype(np.int64)
+        begin = np.where(from_start, 0, begin)
         in_a_row = np.minimum(begin[:, None] + np.arange(order.shape[1]), lengths[:, None] - 1)
         order = np.where(in_time[:, None], in_a_row, order)
     rows = interactions.offsets[users][:, None] + order
@@ -169,6 +175,7 @@ def draw_training_tasks(
         known=torch.from_numpy(np.where(real, support, -1)),
         dropout=_dropout_factors(keys, real, settings, width, address),
         in_time=torch.from_numpy(in_time),
+        from_start=torch.from_numpy(from_start),
         recency=None if recency is None else torch.from_numpy(recency),
     )
 
@@ -248,6 +255,7 @@ def pad(tasks: Sequence[Task]) -> TaskBatch:
         known=_stack([task.support for task in tasks], support_lengths, -1),
         dropout=_stack_dropout(tasks, max(support_lengths)),
         in_time=torch.tensor([task.in_time for task in tasks]),
+        from_start=torch.tensor([task.from_start for task in tasks]),
         recency=_stack_recency(tasks, support_lengths),
     )
 

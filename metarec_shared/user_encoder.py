@@ -28,7 +28,7 @@ def read_support(
     visible: Bool[Tensor, "users support"],
     recency: Int[Tensor, "users support"] | None = None,
     *,
-    state: Bool[Tensor, " users"] | None = None,
+    state: Int[Tensor, " users"] | None = None,
     joined: bool = False,
 ) -> Float[Tensor, "users width"]:
     """Return BERT's output at the state token, which stands before the support items.
@@ -39,7 +39,7 @@ def read_support(
         feedback: Their feedback levels.
         visible: Which of them may be read.
         recency: Their ranks in time, BERT's positions, for an encoder that has them; None: the support set is a set.
-        state: Who has the second state token; None: nobody.
+        state: Which state token each user has; None: the first.
         joined: Whether a layer's projections may be joined in one product and its attention be one kernel: faster, and
             the same to rounding, but single layers cannot be watched and it can be differentiated only once.
     """
@@ -89,7 +89,7 @@ def _embedded(
 ) -> Tensor:
     """Return the tokens as the first layer reads them, the state token first."""
     zeros = feedback.new_zeros(len(inputs), 1)
-    words = zeros if state is None else state.long()[:, None]
+    words = zeros if state is None else state[:, None]
     levels = None if recency is None else recency.clamp(max=RECENCY_LEVELS)
     hidden: Tensor = encoder.embeddings(
         inputs_embeds=torch.cat([encoder.embeddings.word_embeddings(words), inputs], dim=1),

@@ -3,6 +3,7 @@
 The last step of a run. Nodes add up second moments of their meta-training users' tasks, one message an order in which
 histories are read. The server solves for the weights and asks the nodes of validation users how well the model ranks
 with the regression's predictions added, for a grid of blends; the best one is kept, none if nothing is better without.
+What it says of items that only their text is known of is solved here too, from the same moments.
 """
 
 import json
@@ -62,7 +63,7 @@ def add_task_regressions(grid: Grid, settings: Settings, roster: Roster, folder:
     parameters = checkpoint.parameters
     if settings.federation.lora_rank:  # merged already: adapters as they are drawn, at zero, stand beside them
         parameters = adapted(parameters, initial_model(settings, public.text))
-    fitter = _Fitter(grid, settings, roster, public.fingerprint, parameters)
+    fitter = _Fitter(grid, settings, roster, public, parameters)
     orders: tuple[Order, ...] = ("random", "time")
     found = {order: regression for order in orders if (regression := fitter.fitted(order)) is not None}
     write_json(folder / BLENDS_FILE, fitter.judged)
@@ -83,9 +84,11 @@ class _Fitter:
         judged: What ``read_blends`` returns, so far.
     """
 
-    def __init__(self, grid: Grid, settings: Settings, roster: Roster, catalogue: str, parameters: Parameters) -> None:
+    def __init__(
+        self, grid: Grid, settings: Settings, roster: Roster, public: ItemFeatures, parameters: Parameters
+    ) -> None:
         self._grid, self._settings, self._roster = grid, settings, roster
-        self._catalogue, self._parameters = catalogue, parameters
+        self._catalogue, self._text, self._parameters = public.fingerprint, public.text, parameters
         self._items = len(parameters["item_bias"])
         self.judged: dict[str, dict[str, float]] = {}
 
@@ -96,7 +99,11 @@ class _Fitter:
             return None
         sizes = self._settings.regression
         regression = fit_task_regression(
-            moments, penalty=sizes.penalty, neighbours=sizes.neighbours, most_items=sizes.most_items
+            moments,
+            penalty=sizes.penalty,
+            neighbours=sizes.neighbours,
+            most_items=sizes.most_items,
+            text=self._text if sizes.by_text else None,
         )
         values = self._judged(order, regression)
         if not values:

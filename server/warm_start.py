@@ -12,8 +12,8 @@ from metarec_shared.sources import ItemFeatures
 def warm_parameters(settings: Settings, public: ItemFeatures) -> Parameters:
     """Return the parameters of the run in ``run.init`` for this run's catalogue.
 
-    Items with the same text are the same items; one that the earlier run did not know has no ID vector, and the lowest
-    score bias of those it knew.
+    Items with the same text are the same items; one that the earlier run did not know has no ID vector, and the score
+    bias that its text speaks for.
 
     Raises:
         CheckpointError: The run cannot be read, or its model or text encoder is another one.

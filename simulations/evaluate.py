@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from metarec_shared.checkpoint import MODEL_FILE, Checkpoint, load_checkpoint
-from metarec_shared.errors import DataError, MetaRecError
+from metarec_shared.errors import DataError
 from metarec_shared.evaluation import model_scorer
+from metarec_shared.other_catalogue import model_over
 from metarec_shared.population import Population
 from metarec_shared.settings import Settings
-from metarec_shared.sources import catalogue_features, load_dataset, load_training_dataset
+from metarec_shared.sources import load_dataset, load_training_dataset
 from metarec_shared.split import Role
 from metarec_shared.tasks import Order
 from simulations.protocols import (
@@ -29,9 +29,6 @@ from simulations.protocols import (
     tuned_baselines,
 )
 from simulations.simulate import ABLATION_FOLDER
-
-SAME_VECTOR = 1e-2
-"""How far the text vector of a shared item may be from the run's before the encoders are called different."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,12 +155,8 @@ def _other_data(checkpoint: Checkpoint, settings: Settings) -> _Subject:
     """Take all users of data with another catalogue: items with the same text are the same, others come by text."""
     dataset = load_dataset(replace(settings, data=replace(settings.data, hold_out_items=0.0)))
     items = len(dataset.catalogue)
-    here, there = dataset.catalogue.shared_with(checkpoint.items.known)
-    if checkpoint.text_encoder.partition("+")[0] == "builtin":
-        settings = replace(settings, text=replace(settings.text, encoder="builtin"))
-    features = catalogue_features(dataset.catalogue, settings, corpus=checkpoint.items.catalogue, progress=True)
-    _check_encoder(checkpoint, features.encoder, features.vectors, here, there)
-    model = checkpoint.transferred(features.vectors, here, there)
+    here, _ = dataset.catalogue.shared_with(checkpoint.items.known)
+    model = model_over(checkpoint, dataset.catalogue, settings, progress=True)
     everyone = Population.of(dataset.interactions, dataset.rating_scale, settings.run.seed)
     users = everyone.users(None)
     methods: Methods = {
@@ -179,19 +172,3 @@ def _other_data(checkpoint: Checkpoint, settings: Settings) -> _Subject:
         items=items,
         own=False,
     )
-
-
-def _check_encoder(
-    checkpoint: Checkpoint, encoder: str, vectors: torch.Tensor, here: NDArray[np.int64], there: NDArray[np.int64]
-) -> None:
-    """Refuse text vectors of another encoder than the run's: nothing else would notice them.
-
-    Raises:
-        MetaRecError: Name, width or the vectors of shared items differ.
-    """
-    trained = checkpoint.text[torch.from_numpy(checkpoint.items.positions)]
-    same = encoder == checkpoint.text_encoder and vectors.shape[1] == trained.shape[1]
-    if same and len(here):
-        same = bool((vectors[here] - trained[there]).abs().max() < SAME_VECTOR)
-    if not same:
-        raise MetaRecError(f"the run's text encoder was {checkpoint.text_encoder}; here {encoder} gives other vectors")

@@ -15,7 +15,7 @@ from metarec_shared.settings import Scalar, Settings
 PROJECT = "metarec"
 """What runs are filed under where a tracker keeps several."""
 
-_PLACES = ("run.out", "run.init", "run.tracking-folder", "data.path")
+_PLACES = ("run.out", "run.init", "run.tracking-folder", "data.path", "data.item-vectors", "evaluation.onto")
 _PHASES = ("train", "validation")
 
 

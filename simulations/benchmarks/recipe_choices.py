@@ -12,41 +12,26 @@ all start from a model that was meta-trained there without privacy, one for each
 """
 
 import math
-import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from metarec_shared.errors import PrivacyError, SettingsError
+from metarec_shared.errors import PrivacyError
 from metarec_shared.population import Population
 from metarec_shared.privacy.terms import Terms, run_terms
 from metarec_shared.settings import PRIVATE_DEFAULTS, Settings
 from metarec_shared.sources import load_training_dataset
 from metarec_shared.split import Role
+from simulations.benchmarks.choices import ORDERS, Choice, compared, wanted_choices
 from simulations.benchmarks.measure import machine, print_table, write_figures
 from simulations.repeated import run_once
 
 SOURCE = "private recipe benchmark"
 BASE = "private defaults"
-ORDERS = ("random", "time")
 
 _SMALL = "head,adaptation,encoder.embeddings"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """Settings changed of the private defaults.
-
-    Attributes:
-        lever: What kind of choice it is.
-        values: The settings.
-    """
-
-    lever: str
-    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 CHOICES: dict[str, Choice] = {
@@ -132,17 +117,6 @@ def warm_start(base: Settings, public: str, rounds: int, folder: Path) -> str:
     return str(folder)
 
 
-def compared(found: Mapping[str, list[float]], base: Mapping[str, list[float]]) -> dict[str, Any]:
-    """Return means, and the paired differences to ``base``, by order, each with its standard error."""
-    figures: dict[str, Any] = {}
-    for order in ORDERS:
-        ratios = [100.0 * (one / other - 1.0) for one, other in zip(found[order], base[order], strict=True)]
-        figures[order] = statistics.mean(found[order])
-        figures[f"{order}_percent"] = statistics.mean(ratios)
-        figures[f"{order}_percent_se"] = _error(ratios)
-    return figures
-
-
 def main(
     data: Annotated[str, typer.Option(help="Folder with public data, of few users.")],
     public: Annotated[str, typer.Option(help="Folder with other public data, over the same catalogue.")] = "",
@@ -158,10 +132,8 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
     """Change one choice of the private recipe at a time, and say what it buys."""
-    names = [name.strip() for name in only.split(";") if name.strip()]
-    names = names or [name for name, choice in CHOICES.items() if public or "federation.lora-rank" not in choice.values]
-    if unknown := sorted(set(names) - set(CHOICES)):
-        raise SettingsError(f"--only: no choice {unknown}; there are {'; '.join(CHOICES)}")
+    possible = {n: c for n, c in CHOICES.items() if public or only or "federation.lora-rank" not in c.values}
+    names = wanted_choices(possible, only)
     numbers = [int(part) for part in seeds.split(",")]
     plain = Settings().with_values({"data.path": data, "text.encoder": encoder, "run.device": "cpu"}, SOURCE)
     values: dict[str, dict[str, list[float]]] = {}
@@ -187,7 +159,7 @@ def main(
         for seed in numbers:
             seeded = replace(private, run=replace(private.run, seed=seed))
             wanted, terms = scaled(seeded, users, _training_users(seeded))
-            results.append(run_once(wanted, out / _slug(name) / f"seed-{seed}", _say))
+            results.append(run_once(wanted, out / choice.slug(name) / f"seed-{seed}", _say))
         values[name] = {o: [r["cold_user"][o]["metarec"]["ndcg@10"] for r in results] for o in ORDERS}
         rows.append(
             {
@@ -219,14 +191,6 @@ def main(
 def _training_users(settings: Settings) -> int:
     dataset = load_training_dataset(settings)
     return len(Population.of(dataset.interactions, dataset.rating_scale, settings.run.seed).users(Role.TRAINING))
-
-
-def _slug(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter == "." else "-" for letter in name)
-
-
-def _error(values: list[float]) -> float:
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def _say(line: str) -> None:

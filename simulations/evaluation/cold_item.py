@@ -1,6 +1,6 @@
 """The protocol cold-item: rank items that no meta-training user touched, for test users who did."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -26,8 +26,8 @@ from simulations.baselines.ease import tune_ease
 from simulations.baselines.item_knn import fit_item_knn
 from simulations.evaluation.protocol import CHANCE, OURS, EvaluationProtocol, Method, Say
 from simulations.evaluation.ranking import Fit, Judged, K, RankingCell, RankingProblem, RankingTrial, Scorers
-from simulations.evaluation.ranking_methods import chance, ease, popularity
-from simulations.protocols import cold_item_task, text_knn
+from simulations.evaluation.ranking_methods import chance, ease, popularity, text_knn
+from simulations.protocols import cold_item_task
 
 SHARE = 0.1
 BASES = (200.0, 500.0, 2000.0)
@@ -47,24 +47,12 @@ class ColdItemTrial(RankingTrial):
     """
 
     def __init__(self, problem: RankingProblem, catalogue: Catalogue, cold: Tensor) -> None:
-        super().__init__(problem)
+        super().__init__(problem, _METHODS)
         self.catalogue, self.cold = catalogue, cold
 
-    @property
-    def fits(self) -> Mapping[str, Fit]:
-        """Methods of this protocol."""
-        return {method.name: fit for method, fit in _METHODS.items()}
-
     def model(self, checkpoint: Checkpoint) -> BertRecommender:
-        """Return the model over the whole catalogue: cold items by their text, without ID vector.
-
-        They get the mean score bias of the others, as the regressions' intercept gives them the mean column. The lowest
-        bias, the model's own choice, is right where items are unknown because nobody wants them.
-        """
-        model = checkpoint.full_model()
-        with torch.no_grad():
-            model.item_bias[self.cold] = model.item_bias[~self.cold].mean()
-        return model
+        """Return the model over the whole catalogue: cold items by their text."""
+        return checkpoint.full_model()
 
     def ridge(self, features: Float[Tensor, "items features"]) -> Scorers:
         """Regress columns of EASE and item-kNN models on features; choose on validation users."""
@@ -88,10 +76,6 @@ def _ours(trial: RankingTrial, encoder: str | None, *, adapt: bool = True) -> Sc
 def _ridge(trial: RankingTrial, *, words: bool) -> Scorers:
     assert isinstance(trial, ColdItemTrial)
     return trial.ridge(tfidf(trial.catalogue.texts) if words else trial.problem.text)
-
-
-def _text_knn(trial: RankingTrial) -> Scorers:
-    return trial.everywhere(text_knn(trial.problem.text))
 
 
 def _tasks(
@@ -131,7 +115,7 @@ _METHODS: dict[Method, Fit] = {
     Method(name="tfidf-ridge", about="the same on TF-IDF vectors", centralized=True): lambda trial: _ridge(
         trial, words=True
     ),
-    Method(name="text-knn", about="similarity of text vectors to those of the support set"): _text_knn,
+    Method(name="text-knn", about="similarity of text vectors to those of the support set"): text_knn,
     Method(name="ease", about="EASE (Steck 2019), which knows no cold item", centralized=True): ease,
     Method(name="popularity", about="users by item, none for cold ones", centralized=True): popularity,
     Method(name=CHANCE, about="a random ranking, exactly"): chance,
@@ -178,6 +162,5 @@ class ColdItem(EvaluationProtocol):
                 RankingCell(name="full-catalogue", validation=validation, test=test),
                 RankingCell(name="all-items", validation=everything[0], test=everything[1]),
             ],
-            target=f"ndcg@{K}",
         )
         return ColdItemTrial(problem, dataset.catalogue, torch.from_numpy(cold))

@@ -1,17 +1,16 @@
 """The protocol cold-user: rank the whole catalogue for users never seen in training, by their first interactions."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from metarec_shared.errors import DataError
 from metarec_shared.evaluation import batched, cold_user_tasks
 from metarec_shared.population import Population
 from metarec_shared.settings import Settings
-from metarec_shared.sources import load_item_features, load_training_dataset
+from metarec_shared.sources import load_training_dataset
 from metarec_shared.split import Role
 from metarec_shared.tasks import Order
 from simulations.evaluation.protocol import EvaluationProtocol, Say
-from simulations.evaluation.ranking import Fit, Judged, K, RankingCell, RankingProblem, RankingTrial
+from simulations.evaluation.ranking import Judged, K, RankingCell, RankingProblem, RankingTrial
 from simulations.evaluation.ranking_methods import RANKING_METHODS
 from simulations.protocols import orders_of
 
@@ -34,41 +33,27 @@ class ColdUser(EvaluationProtocol):
         """Split users and draw tasks."""
         dataset = load_training_dataset(settings)
         population = Population.of(dataset.interactions, dataset.rating_scale, settings.run.seed)
-        cells = [
-            RankingCell(
-                name=f"{order}-{support}",
-                validation=_tasks(population, settings, Role.VALIDATION, order, support),
-                test=_tasks(population, settings, Role.TEST, order, support),
-            )
-            for order in orders_of(dataset.interactions)
-            for support in SUPPORTS
-        ]
-        cells = [cell for cell in cells if len(cell.validation) and len(cell.test)]
+        cells = [cell for cell in cold_user_cells(population, settings) if len(cell.validation) and len(cell.test)]
         if not cells:
             raise DataError(f"{dataset.name}: no validation and test users have two interactions or more")
-        problem = RankingProblem(
-            settings=settings,
-            folder=folder,
-            say=say,
-            train=dataset.interactions.take(population.users(Role.TRAINING)),
-            scale=dataset.rating_scale,
-            text=load_item_features(settings).text,
-            cells=cells,
-            target=f"ndcg@{K}",
+        problem = RankingProblem.of_training_items(settings, folder, say, population, cells)
+        return RankingTrial(problem, RANKING_METHODS)
+
+
+def cold_user_cells(population: Population, settings: Settings) -> list[RankingCell]:
+    """Return a cell for every order and size of support sets; users with too few interactions enter none."""
+    return [
+        RankingCell(
+            name=f"{order}-{support}",
+            validation=_judged(population, settings, Role.VALIDATION, order, support),
+            test=_judged(population, settings, Role.TEST, order, support),
         )
-        return ColdUserTrial(problem)
+        for order in orders_of(population.interactions)
+        for support in SUPPORTS
+    ]
 
 
-class ColdUserTrial(RankingTrial):
-    """The protocol with one seed."""
-
-    @property
-    def fits(self) -> Mapping[str, Fit]:
-        """The methods that all ranking protocols share."""
-        return {method.name: fit for method, fit in RANKING_METHODS.items()}
-
-
-def _tasks(population: Population, settings: Settings, role: Role, order: Order, support: int) -> Judged:
+def _judged(population: Population, settings: Settings, role: Role, order: Order, support: int) -> Judged:
     users = population.judged(role, settings.evaluation.users)
     scale = population.rating_scale
     return Judged(batches=batched(cold_user_tasks(population, users, order, support, settings.evaluation.query, scale)))

@@ -1,6 +1,5 @@
 """The protocol cross-domain: meta-train on one catalogue, adapt users of another through the text of its items."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,24 +9,20 @@ from numpy.typing import NDArray
 from metarec_shared.checkpoint import Checkpoint
 from metarec_shared.dataset import Dataset
 from metarec_shared.errors import DataError, SettingsError
-from metarec_shared.evaluation import batched, cold_user_tasks, model_scorer
+from metarec_shared.evaluation import model_scorer
 from metarec_shared.model import BertRecommender
 from metarec_shared.population import Population
 from metarec_shared.randomness import uniforms
 from metarec_shared.settings import DataSettings, Settings
-from metarec_shared.sources import load_catalogue, load_dataset
+from metarec_shared.sources import catalogue_features, load_catalogue, load_dataset
 from metarec_shared.split import Role
-from metarec_shared.tasks import Order
-from metarec_shared.text import text_features
-from simulations.baselines.popularity import fit_popularity
+from simulations.evaluation.cold_user import cold_user_cells
 from simulations.evaluation.derived import settings_with_data
 from simulations.evaluation.protocol import CHANCE, OURS, EvaluationProtocol, Method, Say
-from simulations.evaluation.ranking import Fit, Judged, K, RankingCell, RankingProblem, RankingTrial, Scorers
-from simulations.evaluation.ranking_methods import chance
-from simulations.protocols import baseline_scorer, orders_of, text_knn
+from simulations.evaluation.ranking import Fit, K, RankingProblem, RankingTrial, Scorers
+from simulations.evaluation.ranking_methods import chance, popularity, text_knn
 
 SCRATCH_USERS = 500
-SUPPORTS = (1, 3, 5, 10)
 
 
 def _transferred(trial: RankingTrial, *, adapt: bool) -> Scorers:
@@ -41,14 +36,6 @@ def _from_scratch(trial: RankingTrial) -> Scorers:
     return trial.everywhere(model_scorer(checkpoint.model(), adapt=True))
 
 
-def _text_knn(trial: RankingTrial) -> Scorers:
-    return trial.everywhere(text_knn(trial.problem.text))
-
-
-def _popularity(trial: RankingTrial) -> Scorers:
-    return trial.everywhere(baseline_scorer(fit_popularity(trial.problem.train, len(trial.problem.text))))
-
-
 _METHODS: dict[Method, Fit] = {
     Method(name=OURS, about="ours, meta-trained on the first catalogue alone"): lambda trial: _transferred(
         trial, adapt=True
@@ -59,10 +46,10 @@ _METHODS: dict[Method, Fit] = {
     Method(
         name="from-scratch", about=f"ours, meta-trained on {SCRATCH_USERS} users of the second catalogue alone"
     ): _from_scratch,
-    Method(name="text-knn", about="similarity of text vectors to those of the support set"): _text_knn,
+    Method(name="text-knn", about="similarity of text vectors to those of the support set"): text_knn,
     Method(
         name="popularity", about=f"users by item, of {SCRATCH_USERS} users of the second catalogue", centralized=True
-    ): _popularity,
+    ): popularity,
     Method(name=CHANCE, about="a random ranking, exactly"): chance,
 }
 
@@ -88,19 +75,10 @@ class CrossDomain(EvaluationProtocol):
         """Split the second data set's users and draw their tasks."""
         first, second = load_catalogue(settings), load_dataset(_second(settings))
         population = Population.of(second.interactions, second.rating_scale, settings.run.seed)
-        cells = [
-            RankingCell(
-                name=f"{order}-{support}",
-                validation=_tasks(population, settings, Role.VALIDATION, order, support),
-                test=_tasks(population, settings, Role.TEST, order, support),
-            )
-            for order in orders_of(second.interactions)
-            for support in SUPPORTS
-        ]
-        cells = [cell for cell in cells if len(cell.test)]
+        cells = [cell for cell in cold_user_cells(population, settings) if len(cell.test)]
         if not cells:
             raise DataError(f"{second.name}: no test users have two interactions or more")
-        features = text_features(second.catalogue, settings.text, corpus=first, seed=settings.run.seed)
+        features = catalogue_features(second.catalogue, settings, corpus=first)
         users = _few(population)
         problem = RankingProblem(
             settings=settings,
@@ -110,7 +88,6 @@ class CrossDomain(EvaluationProtocol):
             scale=second.rating_scale,
             text=features.vectors,
             cells=cells,
-            target=f"ndcg@{K}",
         )
         return CrossDomainTrial(problem, second, population.roles[users])
 
@@ -125,13 +102,8 @@ class CrossDomainTrial(RankingTrial):
     """
 
     def __init__(self, problem: RankingProblem, second: Dataset, roles: NDArray[np.int8]) -> None:
-        super().__init__(problem)
+        super().__init__(problem, _METHODS)
         self._second, self._roles = second, roles
-
-    @property
-    def fits(self) -> Mapping[str, Fit]:
-        """Methods of this protocol."""
-        return {method.name: fit for method, fit in _METHODS.items()}
 
     @property
     def scratch_settings(self) -> Settings:
@@ -157,9 +129,3 @@ def _few(population: Population) -> NDArray[np.int64]:
     users = np.flatnonzero(population.roles != Role.TEST)
     order = np.argsort(uniforms(population.keys[users], population.seed, "from scratch"), kind="stable")
     return np.sort(users[order[:SCRATCH_USERS]])
-
-
-def _tasks(population: Population, settings: Settings, role: Role, order: Order, support: int) -> Judged:
-    users = population.judged(role, settings.evaluation.users)
-    tasks = cold_user_tasks(population, users, order, support, settings.evaluation.query, population.rating_scale)
-    return Judged(batches=batched(tasks))

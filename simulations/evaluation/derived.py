@@ -32,9 +32,8 @@ def settings_with_data(
             interactions, user_ids=ids_with_roles(interactions.user_ids.tolist(), wanted, settings.run.seed)
         )
         write_packed(replace(dataset, interactions=named, problems=()), folder)
-    data = DataSettings(
-        path=str(folder), on_bad_rows=settings.data.on_bad_rows, item_vectors=settings.data.item_vectors
-    )
+    kept = settings.data
+    data = DataSettings(path=str(folder), on_bad_rows=kept.on_bad_rows, item_vectors=kept.item_vectors)
     return replace(settings, data=data)
 
 

@@ -1,19 +1,19 @@
 """The protocol interest-drift: how much better than his early history a user's recent one tells what he takes next."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from metarec_shared.augmentation import time_ranks
 from metarec_shared.errors import DataError
 from metarec_shared.evaluation import batched
 from metarec_shared.population import Population
 from metarec_shared.settings import Settings
-from metarec_shared.sources import load_item_features, load_training_dataset
+from metarec_shared.sources import load_training_dataset
 from metarec_shared.split import Role
 from metarec_shared.tasks import Task, feedback_levels
 from simulations.evaluation.protocol import EvaluationProtocol, Say
-from simulations.evaluation.ranking import Fit, Judged, K, RankingCell, RankingProblem, RankingTrial
+from simulations.evaluation.ranking import Judged, K, RankingCell, RankingProblem, RankingTrial
 from simulations.evaluation.ranking_methods import RANKING_METHODS
 
 CELLS = ("early", "recent")
@@ -55,27 +55,8 @@ class InterestDrift(EvaluationProtocol):
                 f"{dataset.name}: no validation and test users have the {_least(settings)} interactions that two "
                 "support sets and a query set take"
             )
-        return InterestDriftTrial(
-            RankingProblem(
-                settings=settings,
-                folder=folder,
-                say=say,
-                train=dataset.interactions.take(population.users(Role.TRAINING)),
-                scale=dataset.rating_scale,
-                text=load_item_features(settings).text,
-                cells=cells,
-                target=f"ndcg@{K}",
-            )
-        )
-
-
-class InterestDriftTrial(RankingTrial):
-    """The protocol with one seed."""
-
-    @property
-    def fits(self) -> Mapping[str, Fit]:
-        """The methods that all ranking protocols share."""
-        return {method.name: fit for method, fit in RANKING_METHODS.items()}
+        problem = RankingProblem.of_training_items(settings, folder, say, population, cells)
+        return RankingTrial(problem, RANKING_METHODS)
 
 
 def _least(settings: Settings) -> int:
@@ -95,9 +76,12 @@ def _task(population: Population, settings: Settings, user: int, cell: str) -> T
     before = stop - sizes.query
     early, recent = np.arange(start, start + sizes.support), np.arange(before - sizes.support, before)
     rows = np.concatenate([early, recent])
+    mask = np.repeat([cell == "early", cell == "recent"], sizes.support)
     return Task(
         support=histories.items[rows].astype(np.int64),
-        support_mask=np.repeat([cell == "early", cell == "recent"], sizes.support),
+        support_mask=mask,
         feedback=feedback_levels(histories.ratings[rows], population.rating_scale),
         query=histories.items[before:stop].astype(np.int64),
+        in_time=True,
+        recency=time_ranks(rows[None], mask[None])[0],
     )

@@ -1,6 +1,5 @@
 """The protocol leave-one-out: every user's last item is the test, the one before it validates, the others train."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarec_shared.augmentation import time_ranks
 from metarec_shared.dataset import Dataset
 from metarec_shared.errors import DataError
 from metarec_shared.evaluation import batched
@@ -23,7 +23,6 @@ from simulations.evaluation.ncf_files import read_test_files
 from simulations.evaluation.negatives import never_touched, rarely_drawn
 from simulations.evaluation.protocol import EvaluationProtocol, Method, Say
 from simulations.evaluation.ranking import (
-    Fit,
     Judged,
     K,
     RankingCell,
@@ -44,6 +43,7 @@ VALIDATING = 2_000
 """Users whose validation items methods are tuned by, at most; more would only take longer."""
 PROBED = 5
 """Draws of the leak probe, over the items of the catalogue."""
+_PROBE = Method(name="leak-probe", about="items by how rarely they are drawn as training negatives: must be at chance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,10 +112,7 @@ class LeaveOneOut(EvaluationProtocol):
         "items the user ever touched. Training negatives exclude the user's training items only. Rank of the test item "
         "= 1 + items scored higher + half of those scored the same, on average over ties. nDCG has binary gain."
     )
-    methods = (
-        *RANKING_METHODS,
-        Method(name="leak-probe", about="items by how rarely they are drawn as training negatives: must be at chance"),
-    )
+    methods = (*RANKING_METHODS, _PROBE)
     shown = (f"hr@{K}", f"ndcg@{K}", "mrr")
 
     def open(self, settings: Settings, folder: Path, say: Say) -> "LeaveOneOutTrial":
@@ -176,14 +173,9 @@ class LeaveOneOutTrial(RankingTrial):
                 scale=dataset.rating_scale,
                 text=load_item_features(settings).text,
                 cells=cells,
-                target=f"ndcg@{K}",
-            )
+            ),
+            RANKING_METHODS | {_PROBE: lambda _: self._probe()},
         )
-
-    @property
-    def fits(self) -> Mapping[str, Fit]:
-        """The methods that all ranking protocols share, and the leak probe."""
-        return {method.name: fit for method, fit in RANKING_METHODS.items()} | {"leak-probe": lambda _: self._probe()}
 
     def read(self, batch: TaskBatch) -> TaskBatch:
         """Return the latest interactions of each training part."""
@@ -221,7 +213,14 @@ class LeaveOneOutTrial(RankingTrial):
             feedback = np.append(feedback, feedback_levels(np.array([rating], dtype=np.float32), scale))
             mask = np.append(mask, seen)
         wanted = split.test if use == "test" else split.validation
-        return Task(support=support, support_mask=mask, feedback=feedback, query=wanted[[place]])
+        return Task(
+            support=support,
+            support_mask=mask,
+            feedback=feedback,
+            query=wanted[[place]],
+            in_time=True,
+            recency=time_ranks(np.arange(len(support))[None], mask[None])[0],
+        )
 
     def _rating(self, user: int, item: int) -> float:
         histories = self._dataset.interactions
@@ -275,4 +274,5 @@ def latest(batch: TaskBatch, most: int) -> TaskBatch:
         support_mask=mask,
         feedback=batch.feedback.gather(1, places).masked_fill(~mask, 0),
         known=support.masked_fill(~mask, -1),
+        recency=None if batch.recency is None else batch.recency.gather(1, places).masked_fill(~mask, 0),
     )

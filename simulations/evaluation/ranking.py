@@ -1,6 +1,5 @@
 """Ranking a catalogue for users: what a method is given, and how it is tuned and judged."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,15 +16,20 @@ from metarec_shared.evaluation import Scorer
 from metarec_shared.interactions import Interactions
 from metarec_shared.metrics import ranking_metrics
 from metarec_shared.model import BertRecommender
+from metarec_shared.population import Population
 from metarec_shared.ranks import item_mask
 from metarec_shared.settings import Settings
+from metarec_shared.sources import load_item_features
+from metarec_shared.split import Role
 from metarec_shared.tasks import TaskBatch
 from simulations.baselines.baseline import Baseline, Validation, co_occurrences
-from simulations.evaluation.protocol import Figures, Say, Trial
+from simulations.evaluation.protocol import Figures, Method, Say, Trial
 from simulations.protocols import baseline_scorer
 from simulations.repeated import run_once
 
 K = 10
+TARGET = f"ndcg@{K}"
+"""Metric that methods are tuned for, higher better."""
 
 MadeT = TypeVar("MadeT")
 
@@ -97,7 +101,6 @@ class RankingProblem:
         scale: Scale on which ratings are read as feedback.
         text: Public text vectors of the catalogue.
         cells: Columns of the table.
-        target: Metric that is tuned for, higher better.
     """
 
     settings: Settings
@@ -107,7 +110,21 @@ class RankingProblem:
     scale: RatingScale | None
     text: Float[Tensor, "items text"]
     cells: Sequence[RankingCell]
-    target: str
+
+    @classmethod
+    def of_training_items(
+        cls, settings: Settings, folder: Path, say: Say, population: Population, cells: Sequence[RankingCell]
+    ) -> "RankingProblem":
+        """Return the problem to learn from a population's meta-training users, over the items that training knows."""
+        return cls(
+            settings=settings,
+            folder=folder,
+            say=say,
+            train=population.interactions.take(population.users(Role.TRAINING)),
+            scale=population.rating_scale,
+            text=load_item_features(settings).text,
+            cells=cells,
+        )
 
     @property
     def cell_names(self) -> list[str]:
@@ -127,20 +144,17 @@ class RankingTrial(Trial):
 
     Args:
         problem: What to learn from and to be judged by.
+        methods: How each method is trained.
     """
 
-    def __init__(self, problem: RankingProblem) -> None:
+    def __init__(self, problem: RankingProblem, methods: Mapping[Method, Fit]) -> None:
         self.problem = problem
+        self._fits = {method.name: fit for method, fit in methods.items()}
         self._made: dict[str, Any] = {}
-
-    @property
-    @abstractmethod
-    def fits(self) -> Mapping[str, Fit]:
-        """How each method is trained, by name."""
 
     def figures(self, method: str) -> Figures:
         """Train the method, and return its figures of every cell."""
-        scorers = self.fits[method](self)
+        scorers = self._fits[method](self)
         found: Figures = {}
         for cells in _judged_together(self.problem.cells, scorers):
             metrics = self.judge(scorers[cells[0].name], [cell.test for cell in cells])
@@ -194,7 +208,7 @@ class RankingTrial(Trial):
 
     def value(self, scorer: Scorer, judged: Sequence[Judged]) -> list[float]:
         """Return the metric that is tuned for, on validation tasks that sets of users have in common."""
-        return [float(metrics[self.problem.target].mean()) for metrics in self.judge(scorer, judged)]
+        return [float(metrics[TARGET].mean()) for metrics in self.judge(scorer, judged)]
 
     def by_cell(self, baselines: Sequence[Baseline]) -> Scorers:
         """Return baselines, one a cell, as scorers."""

@@ -24,8 +24,9 @@ from simulations.baselines.popularity import fit_popularity
 from simulations.baselines.reconstruction import Reconstruction, ReconstructionSettings, fit_reconstruction
 from simulations.evaluation.negatives import training_negatives
 from simulations.evaluation.protocol import CHANCE, OURS, Method
-from simulations.evaluation.ranking import Fit, RankingTrial, Scorers
+from simulations.evaluation.ranking import TARGET, Fit, RankingTrial, Scorers
 from simulations.protocols import EASE_REGULARIZATION, KNN_NEIGHBOURS, KNN_SHRINKAGE, baseline_scorer
+from simulations.protocols import text_knn as text_knn_scorer
 
 SITES = 10
 IALS_FACTORS = 64
@@ -51,6 +52,11 @@ def chance(trial: RankingTrial) -> Scorers:
 def popularity(trial: RankingTrial) -> Scorers:
     """Fit the same ranking for everybody."""
     return trial.everywhere(baseline_scorer(fit_popularity(trial.problem.train, len(trial.problem.text))))
+
+
+def text_knn(trial: RankingTrial) -> Scorers:
+    """Score by similarity of text to the support set's; nothing to fit."""
+    return trial.everywhere(text_knn_scorer(trial.problem.text))
 
 
 def item_knn(trial: RankingTrial) -> Scorers:
@@ -175,7 +181,7 @@ def _averaged(trial: RankingTrial) -> Averaged:
         score = model_scorer(model, adapt=False)
         for cell in problem.cells:
             (value,) = trial.value(lambda batch: score(trial.read(batch)), [cell.validation])  # noqa: B023 - used at once
-            problem.say(f"fedavg: validation {problem.target} {value:.4f}, {cell.name}")
+            problem.say(f"fedavg: validation {TARGET} {value:.4f}, {cell.name}")
             if value > best_value[cell.name]:
                 best_value[cell.name], parameters[cell.name] = value, found
     return Averaged(model=model, parameters=parameters)

@@ -14,8 +14,9 @@ from metarec_shared.errors import CheckpointError, SettingsError
 from metarec_shared.settings import Settings
 from simulations.benchmark_cli import benchmark_app
 from simulations.evaluation.benchmark import Table, parse_seeds, run_benchmark
-from simulations.evaluation.cold_user import ColdUser, ColdUserTrial
+from simulations.evaluation.cold_user import ColdUser
 from simulations.evaluation.protocol import Figures
+from simulations.evaluation.ranking import RankingTrial
 from simulations.evaluation.registry import PROTOCOLS, protocol_named
 from simulations.evaluation.render import markdown, page
 from tests.small import SMALL_RUN, small_settings
@@ -81,11 +82,11 @@ def test_finished_cells_are_not_run_again(
     folder, table = finished
     asked: list[str] = []
 
-    def figures(self: ColdUserTrial, method: str) -> Figures:
+    def figures(self: RankingTrial, method: str) -> Figures:
         asked.append(f"{method} {self.problem.settings.run.seed}")
         return {"random-1": {"ndcg@10": 0.5}}
 
-    monkeypatch.setattr(ColdUserTrial, "figures", figures)
+    monkeypatch.setattr(RankingTrial, "figures", figures)
     again = run_benchmark(ColdUser(), settings, SEEDS, QUICK, folder, quiet)
     assert again.figures == table.figures
     assert asked == []
@@ -113,7 +114,7 @@ def test_other_settings_and_other_data_are_refused(finished: tuple[Path, Table],
 def test_a_figure_that_is_no_number_is_not_kept(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ColdUserTrial, "figures", lambda *_: {"random-1": {"ndcg@10": math.nan}})
+    monkeypatch.setattr(RankingTrial, "figures", lambda *_: {"random-1": {"ndcg@10": math.nan}})
     with pytest.raises(CheckpointError, match=r"chance: ndcg@10 of random-1 is nan"):
         run_benchmark(ColdUser(), settings, [0], ["chance"], tmp_path, quiet)
     assert not (tmp_path / "cells" / "chance" / "seed-0.json").exists()

@@ -198,6 +198,26 @@ def test_recommend_prints_json_that_a_program_can_read(metarec: Run, finished: P
     assert answer["milliseconds"] > 0
 
 
+def test_recommend_ranks_items_that_came_after_training(metarec: Run, tmp_path: Path) -> None:
+    data = write_own_data(tmp_path / "data", histories())
+    options = small(data__path=str(data), federation__rounds=1, evaluation__query=4)
+    assert metarec("simulate", "--out", tmp_path / "run", *options)[0] == 0
+    history = tmp_path / "history.txt"
+    history.write_text("0\n1\n2\n")
+    asked = ("recommend", "--model", tmp_path / "run", "--history", history, "--format", "json", "--top-k", "99")
+    before = {item["item_id"]: item["score"] for item in json.loads(metarec(*asked)[1])["items"]}
+    today = write_own_data(tmp_path / "today", [], [f"{i},Title {i},Some genre" for i in (31, *range(29, 2, -1))])
+    (today / "interactions.csv").unlink()
+    code, out, err = metarec(*asked, "--catalogue", today)
+    assert code == 0, err
+    after = {item["item_id"]: item["score"] for item in json.loads(out)["items"]}
+    assert after.keys() == {*before, "31"}
+    answer = json.loads(metarec(*asked, "--catalogue", tmp_path / "data")[1])
+    assert {item["item_id"]: item["score"] for item in answer["items"]} == pytest.approx(before, abs=1e-4)
+    assert json.loads(out)["skipped"] == ["0", "1", "2"]
+    assert "nowhere" in refused(metarec, *asked, "--catalogue", tmp_path / "nowhere")
+
+
 def test_recommend_reads_standard_input_and_says_when_it_does_not_adapt(
     metarec: Run, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

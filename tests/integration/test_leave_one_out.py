@@ -201,6 +201,31 @@ def test_the_latest_support_items_are_left() -> None:
     assert found.support.shape[1] <= 3
 
 
+@pytest.mark.parametrize("seen", [False, True])
+def test_histories_are_read_in_time_also_when_only_the_latest_items_are_left(
+    settings: Settings, tmp_path: Path, seen: bool
+) -> None:
+    shown = replace(settings, evaluation=replace(settings.evaluation, hold_out_validation=not seen))
+    trial = LeaveOneOut().open(shown, tmp_path, quiet)
+    for judged in (trial.problem.cells[0].validation, trial.problem.cells[0].test):
+        for batch in judged.batches:
+            for found in (batch, latest(batch, 5)):
+                assert found.in_time is not None
+                assert found.in_time.all()
+                assert found.recency is not None
+                assert found.recency.shape == found.support.shape
+                for ranks, mask in zip(found.recency, found.support_mask, strict=True):
+                    assert ranks[mask].tolist() == list(range(int(mask.sum()), 0, -1))
+                    assert (ranks[~mask] == 0).all()
+
+
+def test_the_latest_items_of_no_known_order_keep_no_order() -> None:
+    batch = replace(small_tasks(6), dropout=None, recency=None, in_time=None)
+    found = latest(replace(batch, support_mask=batch.support_mask.sort(dim=1, descending=True).values), 3)
+    assert found.recency is None
+    assert found.in_time is None
+
+
 def write_files(folder: Path, *, negative: str = "(0,2)\t0\t2\n(1,0)\t3\t2\n") -> None:
     (folder / "movies.dat").write_text("".join(f"{n}::Film {n} (1990)::Drama\n" for n in (1, 2, 3, 4)), "latin-1")
     rows = ["1::4::5::10", "1::3::4::11", "1::1::4::12", "2::1::5::1", "2::2::3::3", "2::4::3::2"]

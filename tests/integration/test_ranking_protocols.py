@@ -10,6 +10,7 @@ import torch
 
 from metarec_shared.dataset import Dataset
 from metarec_shared.errors import DataError, SettingsError
+from metarec_shared.item_vectors import ItemVectors, write_item_vectors
 from metarec_shared.packed import write_packed
 from metarec_shared.population import Population
 from metarec_shared.settings import Settings
@@ -124,14 +125,17 @@ class TestColdItem:
         assert len({found["cold-items"]["ndcg@10"] for found in figures.values()}) == len(figures)
         assert (cold_items.problem.folder / "metarec-random" / "model.safetensors").exists()
 
-    def test_cold_items_get_the_mean_bias_and_no_id_vector(self, cold_items: ColdItemTrial) -> None:
+    def test_cold_items_get_what_their_text_speaks_for_and_no_id_vector(self, cold_items: ColdItemTrial) -> None:
         checkpoint = cold_items.trained("metarec", cold_items.problem.settings)
-        model = cold_items.model(checkpoint)
-        known = checkpoint.parameters["item_bias"]
+        model, known = cold_items.model(checkpoint), checkpoint.parameters["item_bias"]
         torch.testing.assert_close(model.item_bias[~cold_items.cold], known)
-        torch.testing.assert_close(model.item_bias[cold_items.cold], known.mean().expand(int(cold_items.cold.sum())))
+        assert known.min() < model.item_bias[cold_items.cold].min()
+        assert model.item_bias[cold_items.cold].max() < known.max()
         assert model.item_ids is not None
         assert (model.item_ids[cold_items.cold] == 0).all()
+        support = torch.from_numpy(checkpoint.items.positions)[None]
+        predicted = model.regressions["random"].predictions(support, torch.ones_like(support, dtype=torch.bool))
+        assert (predicted[0, cold_items.cold] != 0).all()
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +154,16 @@ class TestInterestDrift:
         assert [s for batch in recent for s in supports(batch)] == [history[-9:-5] for history in long_enough]
         for cell in (early, recent):
             assert [q for batch in cell for q in queries(batch)] == [history[-5:] for history in long_enough]
+
+    def test_histories_are_read_in_time_and_the_newest_item_that_is_read_has_rank_1(self, drift: RankingTrial) -> None:
+        for cell, expected in zip(
+            drift.problem.cells, ([4, 3, 2, 1, 0, 0, 0, 0], [0, 0, 0, 0, 4, 3, 2, 1]), strict=True
+        ):
+            for batch in (*cell.validation.batches, *cell.test.batches):
+                assert batch.in_time is not None
+                assert batch.in_time.all()
+                assert batch.recency is not None
+                assert batch.recency.tolist() == [expected] * len(batch)
 
     def test_both_cells_rank_the_same_items(self, drift: RankingTrial) -> None:
         early, recent = (cell.test for cell in drift.problem.cells)
@@ -204,6 +218,28 @@ class TestCrossDomain:
             for support, query in zip(supports(batch), queries(batch), strict=True):
                 assert len(support) == 3
                 assert any({*support, *query} <= history for history in tested)
+
+    def test_further_item_vectors_stand_behind_those_of_the_text(
+        self, settings: Settings, second: tuple[Path, Dataset], tmp_path: Path
+    ) -> None:
+        first, catalogue = load_dataset(settings).catalogue, second[1].catalogue
+        ids = sorted({*first.item_ids, *catalogue.item_ids})
+        values = torch.randn(len(ids), 3, generator=torch.Generator().manual_seed(0)).numpy()
+        write_item_vectors(tmp_path / "further.npz", ItemVectors(item_ids=ids, values=values))
+        further = settings.with_values({"data.item-vectors": str(tmp_path / "further.npz")}, "test")
+        further = replace(further, evaluation=replace(further.evaluation, onto=str(second[0])))
+        trial = CrossDomain().open(further, tmp_path, quiet)
+        assert trial.scratch_settings.data.item_vectors == further.data.item_vectors
+        text = trial.problem.text
+        plain = (
+            CrossDomain()
+            .open(replace(further, data=replace(further.data, item_vectors="")), tmp_path, quiet)
+            .problem.text
+        )
+        rows = [ids.index(item) for item in catalogue.item_ids]
+        expected = (values - values.mean(axis=0)) / values.std(axis=0) / 3**0.5
+        torch.testing.assert_close(text[:, : plain.shape[1]], plain)
+        torch.testing.assert_close(text[:, plain.shape[1] :], torch.from_numpy(expected[rows]), atol=1e-5, rtol=1e-5)
 
     def test_from_scratch_gets_so_many_users_and_none_who_is_tested(
         self, crossing: CrossDomainTrial, second: tuple[Path, Dataset]

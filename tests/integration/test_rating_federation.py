@@ -183,3 +183,13 @@ def test_the_command_line_takes_the_rating_models_own_defaults() -> None:
     assert flat["federation.cohort"] == 7
     assert all(flat[key] == value for key, value in RATING_DEFAULTS.items() if key != "federation.cohort")
     assert run_settings(None, [], {}).outer == Settings().outer
+
+
+def test_the_model_card_says_what_a_rating_model_is_for(tmp_path: Path) -> None:
+    simulate(rating_settings(tmp_path, federation__rounds=2), "in-process", lambda line: None)
+    card = (tmp_path / "README.md").read_text()
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert "rating_model()" in card
+    assert "--history FILE" not in card
+    assert "ridge regression in closed form" in card
+    assert f"| MetaRec | {result['ratings']['metarec']['mae']:.4f} |" in card

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from metarec_shared.errors import PrivacyError
 from metarec_shared.settings import PRIVATE_DEFAULTS
 from simulations.benchmarks import recipe_choices
-from simulations.benchmarks.recipe_choices import BASE, CHOICES, compared, scaled
+from simulations.benchmarks.choices import compared
+from simulations.benchmarks.recipe_choices import BASE, CHOICES, scaled
 from tests.small import small_settings
 
 LARGE = {

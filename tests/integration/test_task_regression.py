@@ -115,6 +115,23 @@ def test_a_checkpoint_keeps_its_regressions_and_one_of_an_earlier_format_has_non
         assert after.regressions[order].blend == regression.blend
 
 
+def test_items_hidden_from_training_are_spoken_for_by_their_text_unless_that_is_off(tmp_path: Path) -> None:
+    hidden = {"data__hold_out_items": 0.2}
+    for number, by_text in enumerate((True, False)):
+        _, folder = run(tmp_path / str(number), **hidden, regression__by_text=by_text)
+        checkpoint = load_checkpoint(folder)
+        known = torch.from_numpy(checkpoint.items.positions)
+        unknown = torch.ones(len(checkpoint.text), dtype=torch.bool).index_fill(0, known, False)
+        assert unknown.sum() > 2
+        for order, regression in checkpoint.full_model().regressions.items():
+            predicted = regression.predictions(known[:, None], torch.ones(len(known), 1, dtype=torch.bool))
+            inside = checkpoint.regressions[order].predictions(
+                torch.arange(len(known))[:, None], torch.ones(len(known), 1, dtype=torch.bool)
+            )
+            torch.testing.assert_close(predicted[:, known], inside)
+            assert bool((predicted[:, unknown].std(dim=1) > 0).any()) is by_text
+
+
 def test_only_users_of_an_order_get_its_predictions(tmp_path: Path) -> None:
     settings, folder = run(tmp_path)
     checkpoint = load_checkpoint(folder)

@@ -85,7 +85,8 @@ def test_figures_are_grouped_and_what_is_not_finite_is_left_out() -> None:
 
 
 def test_no_place_on_this_machine_is_told(tmp_path: Path) -> None:
-    settings = small_settings(run__out=str(tmp_path), data__path=str(tmp_path), text__encoder=str(tmp_path / "bert"))
+    places = ("run__out", "run__init", "run__tracking_folder", "data__path", "data__item_vectors", "evaluation__onto")
+    settings = small_settings(**dict.fromkeys(places, str(tmp_path)), text__encoder=str(tmp_path / "bert"))
     (tmp_path / "bert").mkdir()
     described = TrackedRun(folder=tmp_path / "run", settings=settings).described()
     assert not any(str(tmp_path) in str(value) for value in described.values())

@@ -185,13 +185,30 @@ def test_every_order_of_a_short_history_is_equally_likely() -> None:
 def test_tasks_in_time_order_begin_anywhere_and_are_as_many_as_asked() -> None:
     count = 6000
     histories = _histories([6] * count, 0)
-    batch = _drawn(histories, list(range(count)), TaskSettings(support=2, query=3, time_share=0.4, time_query=1))
+    sizes = TaskSettings(support=2, query=3, vary_support=0.0, time_share=0.4, time_query=1, start_share=0.0)
+    batch = _drawn(histories, list(range(count)), sizes)
     assert batch.in_time is not None
+    assert batch.from_start is not None
+    assert not batch.from_start.any()
     assert stats.binomtest(int(batch.in_time.sum()), count, 0.4).pvalue > 1e-4
     first = (histories.items.reshape(count, 6) == batch.known[:, :1].numpy()).argmax(axis=1)[batch.in_time.numpy()]
     assert stats.chisquare(np.bincount(first, minlength=4)).pvalue > 1e-4  # 0 to 3: two items and one to follow
     assert batch.query_mask[batch.in_time].sum(dim=1).tolist() == [1] * int(batch.in_time.sum())
     assert batch.query_mask[~batch.in_time].sum(dim=1).tolist() == [3] * int((~batch.in_time).sum())
+
+
+def test_a_share_of_the_tasks_in_time_order_begins_where_the_history_does() -> None:
+    count = 4000
+    histories = _histories([9] * count, 0)
+    sizes = TaskSettings(support=3, query=3, vary_support=0.0, time_share=0.8, time_query=2, start_share=0.3)
+    batch = _drawn(histories, list(range(count)), sizes)
+    assert batch.in_time is not None
+    assert batch.from_start is not None
+    assert not (batch.from_start & ~batch.in_time).any()
+    assert stats.binomtest(int(batch.from_start.sum()), int(batch.in_time.sum()), 0.3).pvalue > 1e-4
+    whole = torch.from_numpy(histories.items.reshape(count, 9).astype(np.int64))[batch.from_start]
+    torch.testing.assert_close(batch.known[batch.from_start], whole[:, :3])
+    torch.testing.assert_close(batch.query[batch.from_start][:, :2], whole[:, 3:5])
 
 
 def test_without_time_all_tasks_are_in_random_order() -> None:

@@ -12,6 +12,7 @@ from sklearn.linear_model import Ridge
 
 from metarec_shared.interactions import Interactions, starts
 from metarec_shared.task_regression import TaskMoments, TaskRegression, fit_task_regression, task_moments
+from metarec_shared.text_ridge import fit_text_ridge
 
 ITEMS = 7
 
@@ -137,6 +138,36 @@ def test_a_regression_moves_to_another_catalogue() -> None:
     torch.testing.assert_close(after[:3][:, here], before[:, there])
     assert not after[3].any()
     assert not after[:, 2].any()
+
+
+def test_an_item_of_another_catalogue_is_spoken_for_as_its_text_says() -> None:
+    moments = task_moments(drawn_tasks(3)[0], ITEMS, support=2)
+    random = torch.Generator().manual_seed(0)
+    text, fresh = torch.randn(ITEMS, 2, generator=random), torch.randn(3, 2, generator=random)
+    found = fit_task_regression(moments, penalty=0.5, neighbours=ITEMS, text=text)
+    one, mask = torch.arange(ITEMS)[:, None], torch.ones(ITEMS, 1, dtype=torch.bool)
+    B = found.predictions(one, mask)
+    centred = (text - text.mean(dim=0)).numpy()
+    alpha = fit_text_ridge(text, B.T).penalty * np.linalg.eigvalsh(centred.T @ centred).mean()
+    expected = Ridge(alpha=alpha).fit(text.numpy(), B.T.numpy()).predict(fresh.numpy()).T
+    here = torch.arange(2, 2 + ITEMS)
+    moved = found.transferred(ITEMS + 3, here, torch.arange(ITEMS), torch.cat([fresh[:2], text, fresh[2:]]))
+    after = moved.predictions(one + 2, mask)
+    torch.testing.assert_close(after[:, here], B)
+    np.testing.assert_allclose(after[:, [0, 1, ITEMS + 2]], expected, atol=1e-5)
+    assert np.abs(expected).max() > 0.01
+    silent = moved.predictions(torch.tensor([[0], [1], [ITEMS + 2]]), mask[:3])
+    assert not silent.any()
+
+
+def test_items_that_are_not_solved_for_stay_unspoken_for_and_do_not_speak() -> None:
+    moments = task_moments(drawn_tasks(3)[0], ITEMS, support=2)
+    text = torch.randn(ITEMS, 2, generator=torch.Generator().manual_seed(0))
+    few = fit_task_regression(moments, penalty=0.5, neighbours=ITEMS, most_items=4, text=text)
+    assert few.by_text is not None
+    assert len(few.by_text.positions) == 0
+    assert int(few.by_text.coefficients.any(dim=1).sum()) == 4
+    assert int(few.by_text.intercept.count_nonzero()) == 4
 
 
 def test_a_penalty_must_be_above_zero() -> None:

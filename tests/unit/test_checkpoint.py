@@ -22,6 +22,7 @@ from metarec_shared.errors import CheckpointError
 from metarec_shared.files import write_atomically
 from metarec_shared.model import BertRecommender
 from metarec_shared.settings import AdaptationSettings, Settings
+from metarec_shared.task_regression import TaskRegression, TextWeights
 from metarec_shared.tasks import TaskBatch
 from tests.small import ITEMS, SMALL_MODEL, TEXT, small_model, small_tasks
 
@@ -103,7 +104,41 @@ def test_a_model_moves_to_another_catalogue_item_by_item() -> None:
     text = torch.cat([torch.zeros(1, TEXT), checkpoint.text[torch.from_numpy(order)]])
     moved = checkpoint.transferred(text, np.array([1, 2, 3]), order)
     torch.testing.assert_close(moved.item_vectors()[1:], checkpoint.model().item_vectors()[torch.from_numpy(order)])
-    assert moved.item_bias[0] == checkpoint.parameters["item_bias"].min()
+    torch.testing.assert_close(moved.item_bias[1:], checkpoint.parameters["item_bias"][torch.from_numpy(order)])
+
+
+def test_an_item_that_training_did_not_know_has_no_id_vector_and_the_bias_of_its_text() -> None:
+    checkpoint = a_checkpoint()
+    known, slopes = checkpoint.text[:ITEMS], torch.linspace(-1, 1, TEXT)
+    linear = replace(checkpoint, parameters={**checkpoint.parameters, "item_bias": known @ slopes + 3.0})
+    full = linear.full_model()
+    torch.testing.assert_close(full.item_bias, checkpoint.text @ slopes + 3.0, atol=0.05, rtol=0)
+    assert full.item_bias[ITEMS:].std() > 0.1
+    torch.testing.assert_close(full.item_bias[:ITEMS], linear.parameters["item_bias"])
+    assert full.item_ids is not None
+    assert (full.item_ids[ITEMS:] == 0).all()
+
+
+def test_regressions_keep_what_they_say_of_text_and_earlier_ones_said_nothing(tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    plain = TaskRegression(neighbours=torch.arange(ITEMS)[:, None], weights=torch.ones(ITEMS, 1), blend=2.0)
+    by_text = TextWeights(
+        coefficients=torch.randn(ITEMS, TEXT, generator=random),
+        intercept=torch.randn(ITEMS, generator=random),
+        positions=torch.zeros(0, dtype=torch.int64),
+        text=torch.zeros(0, TEXT),
+    )
+    checkpoint = replace(a_checkpoint(), regressions={"random": plain, "time": replace(plain, by_text=by_text)})
+    save_checkpoint(checkpoint, tmp_path)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.regressions["random"].by_text is None
+    support, mask = torch.tensor([[3, 8, 0]]), torch.tensor([[True, True, False]])
+    unknown = checkpoint.text[ITEMS:]
+    expected = by_text.intercept[[3, 8]].sum() + unknown @ (by_text.coefficients[3] + by_text.coefficients[8])
+    found = loaded.full_model().regressions["time"].predictions(support, mask)[0]
+    torch.testing.assert_close(found[ITEMS:], expected)
+    assert found[:ITEMS].nonzero()[:, 0].tolist() == [3, 8]
+    assert not loaded.full_model().regressions["random"].predictions(support, mask)[0, ITEMS:].any()
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -169,3 +204,19 @@ def test_a_checkpoint_whose_meta_learner_was_two_settings_is_read(
     before = load_checkpoint(tmp_path)
     assert before.settings.adaptation.method == method
     torch.testing.assert_close(before.model()(tasks()), now.model()(tasks()))
+
+
+def test_a_model_of_two_state_tokens_reads_a_history_from_its_start_as_any_in_time_order(tmp_path: Path) -> None:
+    save_checkpoint(a_checkpoint(), tmp_path)
+    tensors, description = load_tensors(tmp_path / MODEL_FILE)
+    description["format"] = 2
+    name = "parameters/encoder.embeddings.word_embeddings.weight"
+    tensors[name] = tensors[name][:2]
+    save_tensors(tmp_path / MODEL_FILE, tensors, description)
+    model, batch = load_checkpoint(tmp_path).model(), tasks()
+    everybody = torch.ones(len(batch), dtype=torch.bool)
+    in_a_row = replace(batch, in_time=everybody, from_start=~everybody)
+    torch.testing.assert_close(model(replace(in_a_row, from_start=everybody)), model(in_a_row))
+    now = a_checkpoint().model()
+    torch.testing.assert_close(model(in_a_row), now(in_a_row))
+    assert not torch.equal(now(in_a_row), now(replace(in_a_row, from_start=everybody)))

@@ -9,6 +9,7 @@ from client.recommend import Item, Profile, read_history, read_history_bytes, re
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import DataError
+from metarec_shared.task_regression import TaskRegression
 from tests.small import ITEMS, small_model
 
 CATALOGUE = Catalogue(item_ids=("1", "2", "3", "4"), titles=("Heat", "Twins", "Twins", "1"), texts=("a", "b", "c", "d"))
@@ -40,9 +41,43 @@ def test_what_the_catalogue_lacks_is_skipped_by_name() -> None:
     assert profile.skipped == ["nowhere", "999"]
 
 
+def test_times_follow_a_second_tab_and_put_the_history_in_order() -> None:
+    profile = read("Heat\t5\t300", "2\t\t100", "3\t1\t-2e2", "nowhere\t\t50", "1\t2\t0")
+    assert profile.items == [Item(position=2, feedback=1), Item(position=1), Item(position=0, feedback=10)]
+    assert profile.in_time
+    assert profile.skipped == ["nowhere"]
+
+
+def test_a_history_without_times_stays_as_it_is_and_is_not_known_to_be_in_time() -> None:
+    profile = read("3", "Heat\t5", "2\t\t")
+    assert [item.position for item in profile.items] == [2, 0, 1]
+    assert not profile.in_time
+    assert not read().in_time
+
+
+@pytest.mark.parametrize("lines", [("Heat\t5\t300", "2"), ("2\t1", "Heat\t5\t300")])
+def test_times_on_some_lines_alone_are_an_error(lines: tuple[str, str]) -> None:
+    with pytest.raises(DataError, match=r"history.txt line 2: either every line has a time after a second tab or none"):
+        read(*lines)
+
+
+def test_a_history_in_time_is_answered_by_what_was_learned_of_histories_in_time() -> None:
+    model = small_model(dtype=torch.float32)
+    items = [Item(position=p) for p in (3, 7, 11)]
+    weights = torch.zeros(ITEMS, 1)
+    weights[11] = 1e4
+    for order, target in (("random", 5), ("time", 6)):
+        regression = TaskRegression(neighbours=torch.full((ITEMS, 1), target), weights=weights)
+        model.regressions = {**model.regressions, order: regression}
+    assert recommend(model, Profile(items=items), 1)[0][0] == 5
+    assert recommend(model, Profile(items=items, in_time=True), 1)[0][0] == 6
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("Heat\t5\tnoon", "history.txt line 1: time must be a number, got 'noon'"),
+        ("Heat\t5\tinf", "history.txt line 1: time must be finite, got 'inf'"),
         ("Twins", "history.txt line 1: 2 items bear the title 'Twins'; give one of their ids: 2, 3"),
         ("Heat\tfive", "history.txt line 1: rating must be a number, got 'five'"),
         ("Heat\t6", "history.txt line 1: rating must be between 1 and 5, got '6'"),

@@ -1,0 +1,190 @@
+"""What every part of the default recipe buys, and what was left out of it would: one choice changed at a time.
+
+``python -m simulations.benchmarks.ablation --data FOLDER [--seeds 0-4] [--only "a;b"] [--out DIR] [--json FILE]``
+
+Every choice is compared with the defaults over the same seeds: same split, same draws, one node a user. It is judged by
+validation users, in random and in time order; a choice pays if it is better by more than two standard errors in one
+order and not worse by as much in the other. Test users are shown beside, and decide nothing. Runs are cached in
+``--out``, so more seeds or choices are added by the same command.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from metarec_shared.checkpoint import load_checkpoint
+from metarec_shared.evaluation import batched, cold_user_tasks, evaluate, model_scorer
+from metarec_shared.files import write_json
+from metarec_shared.population import Population
+from metarec_shared.settings import Settings, parse_assignments
+from metarec_shared.sources import load_training_dataset
+from metarec_shared.split import Role
+from simulations.benchmarks.choices import Choice, compared, wanted_choices
+from simulations.benchmarks.measure import machine, print_table, write_figures
+from simulations.evaluation.benchmark import parse_seeds
+from simulations.protocols import orders_of
+from simulations.repeated import run_once
+
+SOURCE = "ablation benchmark"
+BASE = "defaults"
+FIGURES_FILE = "validation-and-test.json"
+ROLES = {"validation": Role.VALIDATION, "test": Role.TEST}
+
+_PRETRAINED = 100
+_SHOWN = (("_percent", "+"), ("_percent_se", ""))
+
+
+def _pretrained(**values: Any) -> dict[str, Any]:
+    return {"pretraining.rounds": _PRETRAINED, **{key.replace("__", "."): value for key, value in values.items()}}
+
+
+CHOICES: dict[str, Choice] = {
+    BASE: Choice(lever="-"),
+    "no inner loop": Choice(lever="steps", values={"adaptation.steps": 0}),
+    "1 step": Choice(lever="steps", values={"adaptation.steps": 1}),
+    "5 steps": Choice(lever="steps", values={"adaptation.steps": 5}),
+    "first inner rate 0.05": Choice(lever="steps", values={"adaptation.learning-rate": 0.05}),
+    "MAML (on a user vector: ANIL)": Choice(lever="method", values={"adaptation.method": "maml"}),
+    "first-order MAML": Choice(lever="method", values={"adaptation.method": "fomaml"}),
+    "Reptile": Choice(lever="method", values={"adaptation.method": "reptile"}),
+    "Reptile, rate 0.05": Choice(
+        lever="method", values={"adaptation.method": "reptile", "adaptation.learning-rate": 0.05}
+    ),
+    "proximal, strength 1": Choice(lever="method", values={"adaptation.method": "proximal"}),
+    "proximal, strength 0.1": Choice(
+        lever="method", values={"adaptation.method": "proximal", "adaptation.proximal": 0.1}
+    ),
+    "hypernetwork": Choice(lever="method", values={"adaptation.method": "hypernetwork"}),
+    "adapts the head": Choice(lever="adapted", values={"adaptation.parameters": "head"}),
+    "adapts LoRA": Choice(lever="adapted", values={"adaptation.parameters": "lora"}),
+    "adapts everything": Choice(lever="adapted", values={"adaptation.parameters": "all"}),
+    "self-training, 5 pseudo-labels": Choice(lever="addition", values={"adaptation.pseudo-labels": 5}),
+    "self-training, 20 pseudo-labels": Choice(lever="addition", values={"adaptation.pseudo-labels": 20}),
+    "adversarial, radius 0.5": Choice(lever="addition", values={"adaptation.perturbation": 0.5}),
+    "adversarial, radius 2": Choice(lever="addition", values={"adaptation.perturbation": 2.0}),
+    "no task regression": Choice(lever="addition", values={"regression.enabled": False}),
+    "no tasks in time order": Choice(lever="addition", values={"tasks.time-share": 0.0, "model.order-aware": False}),
+    "one state token": Choice(lever="addition", values={"model.order-aware": False}),
+    "ranks in time": Choice(lever="addition", values={"model.recency": True}),
+    "ranks in time, reordered": Choice(lever="addition", values={"model.recency": True, "tasks.reorder": 0.3}),
+    "a tenth substituted by text": Choice(lever="addition", values={"tasks.substitute": 0.1}),
+    "no support dropout": Choice(lever="addition", values={"tasks.support-dropout": 0.0}),
+    "support of any size": Choice(lever="addition", values={"tasks.vary-support": 0.5}),
+    "no feedback": Choice(lever="addition", values={"model.feedback": False}),
+    "no ID vectors": Choice(lever="addition", values={"model.item-ids": False}),
+    "masked items first": Choice(lever="pre-training", values=_pretrained(pretraining__objective="masked-item")),
+    "contrasted crops first": Choice(lever="pre-training", values=_pretrained(pretraining__objective="contrastive")),
+    "GPT-2": Choice(lever="pre-training", values={"model.encoder": "gpt2"}),
+    "GPT-2, next items first": Choice(
+        lever="pre-training", values=_pretrained(model__encoder="gpt2", pretraining__objective="autoregressive")
+    ),
+    "masked language modelling on item texts": Choice(lever="pre-training", values={"text.adapt-steps": 300}),
+}
+
+
+def figures_of(settings: Settings, folder: Path) -> dict[str, float]:
+    """Return nDCG@k of validation and test users in every order the data has, of a run made once.
+
+    Args:
+        settings: The run's.
+        folder: The run's.
+    """
+    path = folder / FIGURES_FILE
+    if not path.exists():
+        run_once(settings, folder, _say)
+        dataset = load_training_dataset(settings)
+        population = Population.of(dataset.interactions, dataset.rating_scale, settings.run.seed)
+        score, sizes = model_scorer(load_checkpoint(folder).model(), adapt=True), settings.evaluation
+        found: dict[str, float] = {}
+        for role_name, role in ROLES.items():
+            users = population.judged(role, sizes.users)
+            for order in orders_of(dataset.interactions):
+                draws = sizes.validation_draws if order == "random" and role is Role.VALIDATION else 1
+                tasks = [
+                    task
+                    for draw in range(draws)
+                    for task in cold_user_tasks(
+                        population, users, order, sizes.support, sizes.query, population.rating_scale, draw
+                    )
+                ]
+                metrics = evaluate(score, batched(tasks), sizes.k)
+                found[f"{role_name} {order}"] = float(metrics[f"ndcg@{sizes.k}"].mean())
+        write_json(path, found)
+    figures: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    return figures
+
+
+def pays(figures: Mapping[str, float]) -> bool:
+    """Return whether a choice is better on validation users by more than two standard errors, and nowhere worse."""
+    columns = [name.removesuffix("_percent_se") for name in figures if name.endswith("_percent_se")]
+    judged = [
+        (figures[f"{column}_percent"], figures[f"{column}_percent_se"])
+        for column in columns
+        if column.startswith("validation")
+    ]
+    return any(gain > 2 * error for gain, error in judged) and all(gain >= -2 * error for gain, error in judged)
+
+
+def main(
+    data: Annotated[str, typer.Option(help="Folder with the data.")],
+    seeds: Annotated[str, typer.Option(help="Seeds: 7, 0,3 or 0-4.")] = "0-4",
+    only: Annotated[str, typer.Option(help="Choices to run, by semicolons; empty: all.")] = "",
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of every run, table.key=value; repeatable.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs; finished ones are kept.")] = Path(
+        "metarec-runs/ablation"
+    ),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+) -> None:
+    """Change one choice of the defaults at a time, and say what it buys."""
+    numbers, names = parse_seeds(seeds), wanted_choices(CHOICES, only)
+    given = Settings().with_values({"data.path": data, **parse_assignments(assignments or [])}, SOURCE)
+    base = _columns(given, CHOICES[BASE], BASE, numbers, out)
+    rows = []
+    for name in dict.fromkeys([BASE, *names]):
+        found = _columns(given, CHOICES[name], name, numbers, out)
+        figures = compared(found, base)
+        rows.append({"lever": CHOICES[name].lever, "choice": name, **figures, "pays": pays(figures)})
+        _say(f"{name}: " + ", ".join(f"{column} {rows[-1][column]:.4f}" for column in base))
+    print_table(
+        f"{Path(data).name}, {len(numbers)} seeds, nDCG@{given.evaluation.k}: percent of the defaults",
+        ["choice", "lever", *(part for column in base for part in (column, "±")), "pays"],
+        [
+            [row["choice"], row["lever"]]
+            + [
+                f"{row[column + key]:{sign}.1f}"
+                for column in base
+                for key, sign in (("_percent", "+"), ("_percent_se", ""))
+            ]
+            + ["yes" if row["pays"] else "-"]
+            for row in rows
+        ],
+        f"{machine()}; differences are paired over seeds",
+    )
+    write_figures(json_file, {"data": Path(data).name, "seeds": numbers, "rows": rows})
+
+
+def _columns(given: Settings, choice: Choice, name: str, seeds: list[int], out: Path) -> dict[str, list[float]]:
+    """Return the figures of a choice, a list over seeds for each column."""
+    rounds = choice.values.get("pretraining.rounds", 0)
+    values = {**choice.values, "federation.rounds": given.federation.rounds + rounds}
+    changed = given.with_values(values, f"{SOURCE}, {name}")
+    found: dict[str, list[float]] = {}
+    for seed in seeds:
+        seeded = replace(changed, run=replace(changed.run, seed=seed))
+        for column, value in figures_of(seeded, out / choice.slug(name) / f"seed-{seed}").items():
+            found.setdefault(column, []).append(value)
+    return found
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
