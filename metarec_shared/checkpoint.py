@@ -223,7 +223,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     settings = Settings().with_values(values, str(folder / MODEL_FILE))
     scale = description["rating_scale"]
     parameters = tensors_below(tensors, "parameters/")
-    if settings.model.order_aware and len(states := parameters.get(_STATES, ())) == _STATES_BEFORE:
+    states = parameters.get(_STATES)
+    if settings.model.order_aware and states is not None and len(states) == _STATES_BEFORE:
         parameters[_STATES] = states[[0, 1, 1]]  # histories from the start were read as any in time order
     return Checkpoint(
         parameters=parameters,
