@@ -5,14 +5,15 @@ import logging
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.data_source import load_learner, load_node, site_settings
+from client.data_source import load_node, load_target, site_settings
 from client.learner import Learner
 from client.meta_update import evaluate_nodes, meta_update
 from client.moments import moments_of
 from client.node import Nodes, enroll
 from client.privacy.policy import site_guard, site_policy
+from client.rating_learner import RatingLearner
 from metarec_shared import wire
-from metarec_shared.errors import DataError, MetaRecError, Refusal
+from metarec_shared.errors import DataError, MetaRecError, NodeError, Refusal
 from metarec_shared.exchange import EnrollmentRequest, EvaluateRequest, MomentsRequest, TrainRequest
 from metarec_shared.randomness import generator
 from metarec_shared.settings import Settings
@@ -32,19 +33,19 @@ def public_reason(error: Exception, *, deployed: bool = False) -> str:
     return str(error) if told else f"{type(error).__name__}, see the node's log"
 
 
-def _load(message: Message, context: Context) -> tuple[Learner, Nodes]:
+def _load(message: Message, context: Context) -> tuple[Learner | RatingLearner, Nodes]:
     run_settings = Settings().with_values(context.run_config, "run configuration")
     settings = site_settings(run_settings, context.node_config)
     if "data-path" not in context.node_config:
-        return load_learner(settings), load_node(settings, context.node_config, context.node_id)
+        return load_target(settings), load_node(settings, context.node_config, context.node_id)
     path, policy = site_policy(context.node_config)
     policy.check_kind(message.metadata.message_type)
-    learner = load_learner(settings)
+    learner = load_target(settings)
     guard = site_guard(policy, path, settings, learner.released, str(context.run_id))
     return learner, load_node(settings, context.node_config, context.node_id, guard)
 
 
-def answer(learner: Learner, nodes: Nodes, content: RecordDict, kind: str) -> RecordDict:
+def answer(learner: Learner | RatingLearner, nodes: Nodes, content: RecordDict, kind: str) -> RecordDict:
     """Answer a message on behalf of ``nodes``, folded into one; the ClientApp is the case of one node.
 
     Args:
@@ -61,6 +62,8 @@ def answer(learner: Learner, nodes: Nodes, content: RecordDict, kind: str) -> Re
         case "query.moments":
             wanted = wire.unpack_request(MomentsRequest, content)
             learner.check_catalogue(wanted.catalogue)
+            if isinstance(learner, RatingLearner):
+                raise NodeError("second moments are for model.target = ranking, got rating")
             return wire.pack_moments(moments_of(learner, nodes, wanted))
         case "train":
             train = wire.unpack_request(TrainRequest, content)

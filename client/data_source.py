@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from client.learner import Learner
 from client.node import Nodes
 from client.privacy.guard import SimulatedGuard, SiteGuard
+from client.rating_learner import RatingLearner
 from metarec_shared.errors import DataError, PrivacyError
 from metarec_shared.partition import Partition, partition_users
 from metarec_shared.population import Population
@@ -161,6 +162,17 @@ def load_partition(settings: Settings, nodes: int) -> Partition:
 
 @lru_cache(maxsize=2)
 def load_learner(settings: Settings) -> Learner:
-    """Return the model for the run's catalogue, built once a process."""
+    """Return the ranking model for the run's catalogue, built once a process."""
     public = load_item_features(settings)
     return Learner(settings, public.fingerprint, public.text)
+
+
+@lru_cache(maxsize=2)
+def load_rating_learner(settings: Settings) -> RatingLearner:
+    """Return the rating model for the run's catalogue, built once a process."""
+    return RatingLearner(settings, load_item_features(settings))
+
+
+def load_target(settings: Settings) -> Learner | RatingLearner:
+    """Return the model that the run trains, by ``model.target``."""
+    return load_rating_learner(settings) if settings.model.target == "rating" else load_learner(settings)

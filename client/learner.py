@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import cached_property, partial
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -18,9 +19,11 @@ from metarec_shared.exchange import Parameters
 from metarec_shared.initialization import initial_model, released_names, travelling_names
 from metarec_shared.memory import GB, is_out_of_memory, peak_bytes, room
 from metarec_shared.meta_gradient import Batch, MetaGradient, cohort_meta_gradient, separately_clipped_sum
+from metarec_shared.model import BertRecommender
 from metarec_shared.pretraining import Objective, build_objective, cohort_gradient, separately_clipped_gradient
 from metarec_shared.pretraining.gradient import Batch as HistoriesAndWeights
 from metarec_shared.randomness import generator
+from metarec_shared.rating_model import RatingModel
 from metarec_shared.settings import Settings
 from metarec_shared.tasks import TaskBatch
 
@@ -45,25 +48,26 @@ HistoriesOf = Callable[[int], Iterator[HistoriesAndWeights]]
 """The same for pre-training."""
 
 
-class Learner:
-    """A recommender into which each message's parameters are loaded.
+ModelT = TypeVar("ModelT", BertRecommender, RatingModel)
+
+
+class LoadedModel(Generic[ModelT]):
+    """A model into which each message's parameters are loaded.
 
     Args:
         settings: The run's settings.
         catalogue: Fingerprint of the items and their text vectors.
-        text: Frozen text vectors of the catalogue, [items, text].
+        model: The model with its first parameters.
     """
 
-    def __init__(self, settings: Settings, catalogue: str, text: Tensor) -> None:
+    def __init__(self, settings: Settings, catalogue: str, model: ModelT) -> None:
         self.settings = settings
         self.catalogue = catalogue
         self.device = resolve_device(settings.run.device)
-        self.model = initial_model(settings, text).to(self.device)
+        self.model: ModelT = model.to(self.device)
         names = [name for name, _ in self.model.named_parameters()]
         self.released = released_names(settings, names)
         self._travelling = travelling_names(settings, names)
-        self._most_users = MOST_USERS_AT_ONCE
-        self.drawn_for_evaluation: tuple[Hashable, list[TaskBatch]] | None = None
 
     def check_catalogue(self, catalogue: str) -> None:
         """Refuse a message that belongs to another catalogue.
@@ -83,6 +87,21 @@ class Learner:
             WireError: Names or shapes are not the model's.
         """
         load_parameters(self.model, parameters, WireError, self._travelling)
+
+
+class Learner(LoadedModel[BertRecommender]):
+    """The ranking model of a client.
+
+    Args:
+        settings: The run's settings.
+        catalogue: Fingerprint of the items and their text vectors.
+        text: Frozen text vectors of the catalogue, [items, text].
+    """
+
+    def __init__(self, settings: Settings, catalogue: str, text: Tensor) -> None:
+        super().__init__(settings, catalogue, initial_model(settings, text))
+        self._most_users = MOST_USERS_AT_ONCE
+        self.drawn_for_evaluation: tuple[Hashable, list[TaskBatch]] | None = None
 
     def id_mask(self, round_number: int) -> Bool[Tensor, " items"] | None:
         """Draw which items' ID vectors are on in a round; the draw is public, so it is one for all nodes."""

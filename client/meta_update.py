@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from client.learner import Learner
 from client.node import Drawn, Nodes
 from client.privacy.guard import Guard, protected, reply_scales
+from client.rating_learner import RatingLearner
 from metarec_shared.device import tiny_numbers_flushed
 from metarec_shared.errors import NodeError, Refusal
 from metarec_shared.evaluation import (
@@ -36,7 +37,9 @@ from metarec_shared.task_regression import TaskRegression
 from metarec_shared.tasks import TaskBatch, with_substitutes
 
 
-def meta_update(learner: Learner, parameters: Parameters, nodes: Nodes, request: TrainRequest) -> MetaUpdate:
+def meta_update(
+    learner: Learner | RatingLearner, parameters: Parameters, nodes: Nodes, request: TrainRequest
+) -> MetaUpdate:
     """Adapt to every drawn user of ``nodes`` and sum the weighted meta-gradients.
 
     Args:
@@ -64,7 +67,9 @@ def meta_update(learner: Learner, parameters: Parameters, nodes: Nodes, request:
     weight_of = shares[drawn.nodes].astype(np.float32)
 
     separately = guard is not None and guard.trusts_no_server
-    if learner.settings.pretraining.trains(request.round_number):
+    if isinstance(learner, RatingLearner):
+        found = learner.meta_gradient(nodes, request, drawn, weight_of, separately=separately)
+    elif learner.settings.pretraining.trains(request.round_number):
         found = _pretraining_gradient(learner, nodes, request, drawn, weight_of, separately=separately)
     else:
         found = _meta_gradient(learner, nodes, request, drawn, weight_of, separately=separately)
@@ -124,7 +129,7 @@ def _pretraining_gradient(
     )
 
 
-def _weights(learner: Learner, drawn: Drawn, guard: Guard | None) -> NDArray[np.float64]:
+def _weights(learner: Learner | RatingLearner, drawn: Drawn, guard: Guard | None) -> NDArray[np.float64]:
     """Return the public weight of each node, float64 [nodes]."""
     if learner.settings.federation.weighting == "nodes":
         return (drawn.expected > 0).astype(np.float64)
@@ -132,13 +137,13 @@ def _weights(learner: Learner, drawn: Drawn, guard: Guard | None) -> NDArray[np.
 
 
 def evaluate_nodes(
-    learner: Learner,
+    learner: Learner | RatingLearner,
     parameters: Parameters,
     nodes: Nodes,
     request: EvaluateRequest,
     regression: TaskRegression | None = None,
 ) -> Evaluation:
-    """Rank the catalogue for the users of ``nodes`` in a role and sum their metrics.
+    """Rank the catalogue for the users of ``nodes`` in a role, or predict their ratings, and sum their metrics.
 
     Args:
         learner: Model and settings.
@@ -157,6 +162,8 @@ def evaluate_nodes(
     if request.blends and request.order == "time" and not nodes.population.interactions.has_time:
         return Evaluation(sums={}, users=0, nodes=len(nodes))
     learner.load(parameters)
+    if isinstance(learner, RatingLearner):
+        return learner.errors(nodes, request)
     batches = _evaluation_batches(learner, nodes, request)
     if not batches:
         return Evaluation(sums={}, users=0, nodes=len(nodes))

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from metarec_shared.catalogue import Catalogue, TrainingItems
 from metarec_shared.dataset import RatingScale
@@ -24,6 +25,7 @@ from metarec_shared.exchange import Parameters
 from metarec_shared.files import write_atomically, write_json, write_text
 from metarec_shared.model import BertRecommender
 from metarec_shared.model_card import model_card
+from metarec_shared.rating_model import RatingModel
 from metarec_shared.settings import Scalar, Settings, flatten
 from metarec_shared.task_regression import TaskRegression, TextWeights
 from metarec_shared.tasks import Order
@@ -69,13 +71,44 @@ class Checkpoint:
     regressions: Mapping[Order, TaskRegression] = field(default_factory=dict)
 
     def model(self, device: torch.device | None = None) -> BertRecommender:
-        """Return the recommender over the items that training knew."""
+        """Return the recommender over the items that training knew.
+
+        Raises:
+            CheckpointError: It predicts ratings.
+        """
+        self._check_target("ranking")
         text = self.text[torch.from_numpy(self.items.positions)]
         model = BertRecommender(text, self.settings.model, self.settings.adaptation)
         load_parameters(model, self.parameters, CheckpointError)
         place = device or torch.device("cpu")
         model.regressions = {order: regression.to(place) for order, regression in self.regressions.items()}
         return model.to(place).eval()
+
+    def rating_model(self, *, full: bool = False) -> RatingModel:
+        """Return the rating model, over the items that training knew or the whole catalogue.
+
+        An item training did not know comes by its text alone.
+
+        Raises:
+            CheckpointError: It ranks.
+        """
+        self._check_target("rating")
+        known = torch.from_numpy(self.items.positions)
+        parameters = dict(self.parameters)
+        if full:
+            for name in ("item_bias", "item_ids"):
+                value = parameters[name]
+                parameters[name] = value.new_zeros(len(self.text), *value.shape[1:]).index_copy(0, known, value)
+        positions = np.arange(len(self.text)) if full else self.items.positions
+        model = RatingModel.over(self.items.catalogue, self.text, positions, self.settings.rating)
+        load_parameters(model, parameters, CheckpointError)
+        return model.eval()
+
+    def _check_target(self, wanted: str) -> None:
+        if self.settings.model.target != wanted:
+            raise CheckpointError(
+                f"the run was made with model.target = {self.settings.model.target}; wanted one with {wanted}"
+            )
 
     def full_model(self) -> BertRecommender:
         """Return the recommender over the whole catalogue: an item training did not know comes by its text alone."""
@@ -94,6 +127,7 @@ class Checkpoint:
             positions: Where in that catalogue the items stand that training knew too.
             known: Which of training's items those are.
         """
+        self._check_target("ranking")
         at, of = torch.from_numpy(positions), torch.from_numpy(known)
         model = BertRecommender(text, self.settings.model, self.settings.adaptation)
         parameters = dict(self.parameters)
@@ -132,7 +166,7 @@ class Checkpoint:
 
 
 def load_parameters(
-    model: BertRecommender, parameters: Parameters, error: type[MetaRecError], names: Iterable[str] | None = None
+    model: nn.Module, parameters: Parameters, error: type[MetaRecError], names: Iterable[str] | None = None
 ) -> None:
     """Copy ``parameters`` into ``model``.
 

@@ -10,14 +10,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from metarec_shared.catalogue import TrainingItems
 from metarec_shared.errors import SettingsError
 from metarec_shared.low_rank import add_adapters, is_frozen
 from metarec_shared.model import BertRecommender
 from metarec_shared.randomness import generator
+from metarec_shared.rating_model import RatingModel
 from metarec_shared.settings import Settings
 
 ITEM_BIAS = "item_bias"
 ITEM_IDS = "item_ids"
+
+
+def initial_rating_model(settings: Settings, text: Float[Tensor, "items text"], items: TrainingItems) -> RatingModel:
+    """Return the rating model with its first parameters, the same at every place for the same settings.
+
+    Args:
+        settings: The run's settings.
+        text: Text vectors of the whole catalogue.
+        items: The catalogue, and which of it training knows.
+    """
+    seed = int(generator(settings.run.seed, "initial parameters").integers(2**63))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return RatingModel.over(items.catalogue, text, items.positions, settings.rating)
 
 
 def initial_model(settings: Settings, text: Float[Tensor, "items text"]) -> BertRecommender:

@@ -66,7 +66,7 @@ class _Sums:
     norms: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def of(cls, model: BertRecommender, released: Sequence[str] | None) -> "_Sums":
+    def of(cls, model: nn.Module, released: Sequence[str] | None) -> "_Sums":
         return cls(parameters={name: p for name, p in model.named_parameters() if released is None or name in released})
 
     def add(self, names: Iterable[str], gradients: Iterable[Tensor | None]) -> None:
@@ -132,7 +132,7 @@ def cohort_meta_gradient(
 
 
 def separately_clipped_sum(
-    model: BertRecommender,
+    model: nn.Module,
     users: Iterable[Callable[[], tuple[Any, Tensor]]],
     id_mask: Bool[Tensor, " items"] | None = None,
     *,
@@ -160,7 +160,9 @@ def separately_clipped_sum(
     Returns:
         Sums in double precision; losses and norms by user.
     """
-    gradient_of = gradient_of or _alone(model, id_mask, released)
+    if gradient_of is None:
+        assert isinstance(model, BertRecommender)
+        gradient_of = _alone(model, id_mask, released)
     parameters = _Sums.of(model, released).parameters
     total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in parameters.items()}
     losses, norms = [], []

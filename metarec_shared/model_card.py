@@ -18,17 +18,7 @@ _CARD = """\
 {header}
 # MetaRec cold-start recommender{trained_on}
 
-A meta-initialization for a new user with few interactions: adapt it to the user's history (the support set) in
-milliseconds, then rank the whole catalogue. It was meta-trained by federated learning; what left the
-nodes stands under Privacy.
-
-## How to use
-
-```sh
-metarec recommend --model RUN --history FILE
-```
-
-`RUN` is the folder this card lies in or under, `FILE` the user's interactions. Nothing is sent anywhere.
+{use}
 
 ## Data and training
 
@@ -50,6 +40,32 @@ metarec recommend --model RUN --history FILE
 - The figures are of one seed and one split of users: compare several seeds before trusting a small difference.
 """
 
+_RANKING_USE = """\
+A meta-initialization for a new user with few interactions: adapt it to the user's history (the support set) in
+milliseconds, then rank the whole catalogue. It was meta-trained by federated learning; what left the
+nodes stands under Privacy.
+
+## How to use
+
+```sh
+metarec recommend --model RUN --history FILE
+```
+
+`RUN` is the folder this card lies in or under, `FILE` the user's interactions. Nothing is sent anywhere."""
+
+_RATING_USE = """\
+A meta-initialization for a new user with few ratings: a ridge regression on them (the support set), in milliseconds,
+predicts how the user rates any item. It was meta-trained by federated learning; what left the nodes stands under
+Privacy.
+
+## How to use
+
+```python
+model = metarec_shared.checkpoint.load_checkpoint(RUN).rating_model()
+```
+
+`RUN` is the folder this card lies in or under. The model ranks nothing by itself: `metarec recommend` refuses it."""
+
 _PROTOCOL = """\
 Users are split by a keyed hash into meta-training, validation and test users. Every figure is a mean over test users,
 who were never seen in meta-training; the round was selected on validation users. Of a test user's interactions the
@@ -68,7 +84,9 @@ def model_card(result: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         Markdown with a YAML header, as model hubs read it.
     """
     dataset = result.get("dataset") or {}
+    rates = (settings.get("model") or {}).get("target") == "rating"
     return _CARD.format(
+        use=_RATING_USE if rates else _RANKING_USE,
         header=_header(result),
         trained_on=f" for {_plain(dataset['name'])}" if dataset.get("name") else "",
         facts=_facts(result, settings),
@@ -107,6 +125,7 @@ def _index_entry(dataset: str, order: str, comparison: Comparison) -> list[str]:
 
 def _facts(result: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     dataset, adaptation = result.get("dataset") or {}, settings.get("adaptation") or {}
+    rates = (settings.get("model") or {}).get("target") == "rating"
     rounds = result.get("rounds") or (settings.get("federation") or {}).get("rounds")
     sizes = " × ".join(f"{dataset[key]:,} {key}" for key in ("users", "items", "interactions") if key in dataset)
     facts = {
@@ -115,7 +134,7 @@ def _facts(result: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         "Parameters": f"{result['parameters']:,}" if "parameters" in result else "",
         "Rounds": f"{rounds:,}" if rounds else "",
         "Best round on validation users": f"{result['best_round']:,}" if result.get("best_round") else "",
-        "Inner loop": _inner_loop(adaptation),
+        "Inner loop": "ridge regression in closed form" if rates else _inner_loop(adaptation),
         "Seed": str(result.get("seed", (settings.get("run") or {}).get("seed", ""))),
     }
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact)
@@ -126,7 +145,7 @@ def _inner_loop(adaptation: Mapping[str, Any]) -> str:
         return ""
     if adaptation["steps"] == 0:
         return "off"
-    return f"{adaptation['steps']} steps on {adaptation.get('parameters')}, {adaptation.get('order')} order"
+    return f"{adaptation['steps']} steps on {adaptation.get('parameters')}, {adaptation.get('method')}"
 
 
 def _evaluation(result: Mapping[str, Any]) -> str:
@@ -140,7 +159,23 @@ def _evaluation(result: Mapping[str, Any]) -> str:
             tables.append(_table(f"Cold-start users, {title}", comparison))
     if comparison := compare(result.get("cold_item")):
         tables.append(_table("Cold items, removed from every meta-training user", comparison))
+    if ratings := result.get("ratings"):
+        tables.append(_ratings(ratings))
     return "\n\n".join(tables) or "Not evaluated yet: this checkpoint was written during meta-training."
+
+
+def _ratings(figures: Mapping[str, Any]) -> str:
+    """Write the errors of predicted ratings as a table."""
+    lines = [
+        f"Of each of {figures['users']:,} test users, never seen in meta-training, {figures['support']} random ratings "
+        f"were given and up to {figures['query']} others asked for; errors are means over users.",
+        "",
+        "| Method | MAE | RMSE |",
+        "|---|---:|---:|",
+    ]
+    for key, name in (("metarec", "MetaRec"), ("unadapted", "MetaRec before adaptation")):
+        lines.append(f"| {name} | {show(figures[key]['mae'])} | {show(figures[key]['rmse'])} |")
+    return "\n".join(lines)
 
 
 def _table(title: str, comparison: Comparison) -> str:

@@ -121,6 +121,9 @@ class TextSettings:
 class ModelSettings:
     """The recommender."""
 
+    target: Literal["ranking", "rating"] = setting(
+        "ranking", "what is predicted: which items a user meets next, or how he rates items"
+    )
     encoder: Literal["bert", "gpt2"] = setting(
         "bert", "what reads a support set: bert, as a set; gpt2, causally, oldest item first"
     )
@@ -158,7 +161,7 @@ class TaskSettings:
     start_share: float = setting(
         0.5, "share of tasks in time order that begin where the history does, as a new user's will", low=0, high=1
     )
-    vary_support: float = setting(0.0, "share of tasks whose support size is drawn from 1..support", low=0, high=1)
+    vary_support: float = setting(0.8, "share of tasks whose support size is drawn from 1..support", low=0, high=1)
     support_dropout: float = setting(0.15, "chance of a support item to be hidden from its task", low=0, high=0.95)
     feature_dropout: float = setting(0.2, "dropout on the user encoder's inputs and output", low=0, high=0.95)
     attribute_dropout: float = setting(0.2, "chance of a user attribute to be hidden from its task", low=0, high=1)
@@ -208,6 +211,18 @@ class RegressionSettings:
     neighbours: int = setting(200, "weights kept of each support item", low=1)
     most_items: int = setting(8192, "items it is solved for at most, the most frequent ones", low=1)
     by_text: bool = setting(True, "predict from their text the weights of items that training does not know")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatingSettings:
+    """The model that is trained where model.target = rating, and its tasks."""
+
+    width: int = setting(16, "width of a user's vector, beside its bias", low=1)
+    content: bool = setting(False, "read the words of item texts and the years of titles beside the text vectors")
+    support: int = setting(60, "most ratings that are given in a task of meta-training", low=1)
+    query: int = setting(40, "most ratings that are asked for in one", low=1)
+    hidden: float = setting(0.5, "share of tasks in which items have nothing of their own, text alone", low=0, high=1)
+    decay: float = setting(0.03, "penalty of what is an item's own, each time it appears in a task", low=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -345,6 +360,7 @@ class Settings:
     tasks: TaskSettings = field(default_factory=TaskSettings)
     adaptation: AdaptationSettings = field(default_factory=AdaptationSettings)
     regression: RegressionSettings = field(default_factory=RegressionSettings)
+    rating: RatingSettings = field(default_factory=RatingSettings)
     pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
     outer: OuterSettings = field(default_factory=OuterSettings)
     federation: FederationSettings = field(default_factory=FederationSettings)
@@ -399,9 +415,22 @@ PRIVATE_DEFAULTS: Mapping[str, Scalar] = {
     "outer.warmup-rounds": 0,
     "outer.averaging": 0.9,
     "tasks.time-share": 0.0,
+    "tasks.vary-support": 0.0,
     "model.order-aware": False,
 }
 """What a simulation with privacy changes of the defaults; chosen on public data (docs/privacy.md)."""
+
+RATING_DEFAULTS: Mapping[str, Scalar] = {
+    "federation.rounds": 1500,
+    "federation.cohort": 64,
+    "outer.optimizer": "adam",
+    "outer.learning-rate": 0.01,
+    "outer.schedule": "cosine",
+    "outer.weight-decay": 0.0,
+    "outer.warmup-rounds": 0,
+    "outer.averaging": 0.0,
+}
+"""What a simulation with model.target = rating changes of the defaults."""
 
 _TABLES = {table.name: table.type for table in dataclasses.fields(Settings)}
 
@@ -518,6 +547,7 @@ def _check_together(settings: Settings, source: str) -> None:
             f"{source}: with federation.clip-norm give either model.rating-weight or adaptation.pseudo-labels: a "
             "pseudo-label may be a rated query item, and ghost norms count items once"
         )
+    _check_target(settings, source)
     _check_encoder(settings, source)
     _check_pretraining(settings, source)
     _check_low_rank(settings, source)
@@ -558,6 +588,17 @@ def _check_adaptation(adaptation: AdaptationSettings, source: str) -> None:
             raise SettingsError(
                 f"{source}: give either adaptation.candidates or adaptation.pseudo-labels and adaptation.perturbation"
             )
+
+
+def _check_target(settings: Settings, source: str) -> None:
+    """Refuse what only the ranking model can do of the rating model."""
+    if settings.model.target == "ranking":
+        return
+    for name, given in (("run.init", settings.run.init), ("pretraining.objective", settings.pretraining.rounds)):
+        if given:
+            raise SettingsError(f"{source}: {name} needs model.target = ranking, got rating")
+    if settings.run.precision != "float32":
+        raise SettingsError(f"{source}: model.target = rating needs run.precision = float32")
 
 
 def _check_encoder(settings: Settings, source: str) -> None:

@@ -149,7 +149,7 @@ def draw_training_tasks(
         varied = 1 + (draws[:, 1] * sizes).astype(np.int64)
         sizes = np.where(draws[:, 0] < settings.vary_support, varied, sizes)
     query_sizes = np.minimum(settings.query, lengths - sizes)
-    order = _shuffled(lengths, draws[:, 2 : 2 + limit + settings.query])
+    order = shuffled(lengths, draws[:, 2 : 2 + limit + settings.query])
     in_time, from_start = np.zeros((2, len(users)), dtype=np.bool_)
     if interactions.has_time and settings.time_share:
         draw = uniform_table(keys, 3, seed, "time order", round_number)
@@ -224,7 +224,7 @@ def _told(
     return torch.from_numpy(np.where(hidden, 0, attributes[users]))
 
 
-def _shuffled(lengths: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
+def shuffled(lengths: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return the first positions of a random order of each history, int64 [users, draws]; past its end, any position.
 
     The steps of a Fisher-Yates shuffle are taken for all users together, on histories laid end to end.

@@ -23,9 +23,10 @@ from metarec_shared.checkpoint import Checkpoint, save_checkpoint
 from metarec_shared.errors import CheckpointError, FederationError, WireError
 from metarec_shared.exchange import Enrollment, EnrollmentRequest, Parameters
 from metarec_shared.files import write_json, write_text
-from metarec_shared.initialization import ITEM_BIAS, initial_model, released_names
+from metarec_shared.initialization import ITEM_BIAS, initial_model, initial_rating_model, released_names
 from metarec_shared.low_rank import adapted, merged
 from metarec_shared.privacy.terms import META_UPDATE, POPULARITY, participations
+from metarec_shared.rating_tasks import middle
 from metarec_shared.settings import Settings
 from metarec_shared.sources import ItemFeatures, load_item_features
 from server.delivery import Tally, deliver, folds_replies, wait_for_nodes
@@ -67,11 +68,14 @@ def run_federation(grid: Grid, settings: Settings, observers: Sequence[Tracker] 
     logger.info("text encoder: %s", public.features.encoder)
     releases = Releases(folder)
     guarded = settings.privacy.mode != "none"
-    popularity = not (guarded and settings.run.resume)  # asked for once: every answer costs the nodes' budget
+    ranks = settings.model.target == "ranking"
+    popularity = ranks and not (guarded and settings.run.resume)  # asked for once: every answer costs nodes' budget
     if guarded and popularity:
         releases.count(POPULARITY)
     roster = enroll_nodes(grid, settings, public, popularity=popularity)
     announce(NO_PRIVACY_NOTICE if roster.privacy is None else roster.privacy.terms.describe())
+    if not ranks:
+        middle(roster.rating_scale)  # refuses data without ratings before anybody is asked for anything more
     initial = initial_parameters(settings, public, roster)
     released = set(released_names(settings, initial))
     trained, untrained = ({n: v for n, v in initial.items() if (n in released) == kept} for kept in (True, False))
@@ -189,8 +193,11 @@ def _enrollment(content: RecordDict, items: int, *, folds: bool) -> Enrollment:
 def initial_parameters(settings: Settings, public: ItemFeatures, roster: Roster) -> Parameters:
     """Return the first meta-initialization: drawn, or that of a warm start.
 
-    Its score bias is the log popularity that the nodes reported, if they did.
+    The score bias of a ranking model is the log popularity that the nodes reported, if they did.
     """
+    if settings.model.target == "rating":
+        rating = initial_rating_model(settings, public.features.vectors, public.items)
+        return {name: value.detach() for name, value in rating.named_parameters()}
     if settings.run.init:
         parameters = warm_parameters(settings, public)
         if settings.federation.lora_rank:
@@ -231,10 +238,11 @@ class RunKeeper:
     def round_done(self, number: int, metrics: MetricRecord) -> bool:
         """Take in a finished round; return whether to go on."""
         limits = self.settings.federation
-        value = metrics.get(f"validation_ndcg@{self.settings.evaluation.k}")
+        rates = self.settings.model.target == "rating"
+        value = metrics.get("validation_mae" if rates else f"validation_ndcg@{self.settings.evaluation.k}")
         last = number == limits.rounds
         if isinstance(value, int | float):
-            self.best = self.best.judged(number, float(value))
+            self.best = self.best.judged(number, float(value), lower_is_better=rates)
             if self.best.round_number == number:
                 self._save_checkpoint(number, float(value))
         stop = last or self.exhausted

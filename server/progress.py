@@ -17,6 +17,9 @@ from rich.text import Text
 
 _log = logging.getLogger(__name__)
 
+_METRICS = {"validation_ndcg": ("nDCG", 1), "validation_mae": ("MAE", -1)}
+"""Beginnings of the metrics that checkpoints are selected by, their names, and 1 where higher is better."""
+
 _WINDOW = 50  # rounds the speed is averaged over: enough for some evaluation rounds, which are slower
 
 
@@ -27,7 +30,7 @@ class Progress:
         total_rounds: Rounds the run will have when it is done.
         first_round: The first round that will be reported; above 1 for a resumed run.
         enabled: True for the live display, False for log lines, None to choose by whether stderr is a terminal.
-        best: Round and validation nDCG of the best checkpoint so far, for a resumed run.
+        best: Round and validation metric of the best checkpoint so far, for a resumed run.
         console: Where the live display goes; stderr by default.
         clock: Monotonic seconds.
     """
@@ -75,11 +78,12 @@ class Progress:
             _log.info("round %d/%d: %s%s, %s left", self._done, self._total, loss, self._status(), self._time_left())
 
     def _take_validation(self, metrics: Mapping[str, float | int]) -> bool:
-        key = next((key for key in metrics if key.startswith("validation_ndcg")), None)
+        key = next((key for key in metrics if key.startswith(tuple(_METRICS))), None)
         if key is None:
             return False
-        self._latest, self._metric = float(metrics[key]), "nDCG" + key.removeprefix("validation_ndcg")
-        if math.isfinite(self._latest) and (self._best is None or self._latest > self._best[1]):
+        start, (name, sign) = next((start, metric) for start, metric in _METRICS.items() if key.startswith(start))
+        self._latest, self._metric = float(metrics[key]), name + key.removeprefix(start)
+        if math.isfinite(self._latest) and (self._best is None or sign * self._latest > sign * self._best[1]):
             self._best = (self._done, self._latest)
         return True
 

@@ -44,8 +44,8 @@ logger = logging.getLogger(__name__)
 def add_task_regressions(grid: Grid, settings: Settings, roster: Roster, folder: Path, public: ItemFeatures) -> None:
     """Fit a task regression for every order of histories, and keep those that help in the checkpoint in ``folder``.
 
-    Nothing is done where the settings switch it off, where the model does not adapt, where nodes guard their users
-    (moments are not noised), where nobody validates, and where it was done already.
+    Nothing is done where the settings switch it off, where the model predicts ratings or does not adapt, where nodes
+    guard their users (moments are not noised), where nobody validates, and where it was done already.
 
     Args:
         grid: Connects the nodes.
@@ -57,7 +57,7 @@ def add_task_regressions(grid: Grid, settings: Settings, roster: Roster, folder:
     Raises:
         FederationError: Too many nodes failed, or too few answered.
     """
-    wanted = settings.regression.enabled and settings.adaptation.steps > 0
+    wanted = settings.regression.enabled and settings.adaptation.steps > 0 and settings.model.target == "ranking"
     if not wanted or roster.privacy is not None or not len(roster.validation):
         return
     checkpoint = load_checkpoint(folder)

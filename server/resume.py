@@ -29,9 +29,9 @@ class Best:
     value: float | None = None
     stale: int = 0
 
-    def judged(self, round_number: int, value: float) -> "Best":
+    def judged(self, round_number: int, value: float, *, lower_is_better: bool = False) -> "Best":
         """Return the best after one more evaluation."""
-        if self.value is None or value > self.value:
+        if self.value is None or (value < self.value if lower_is_better else value > self.value):
             return Best(round_number=round_number, value=value)
         return replace(self, stale=self.stale + 1)
 

@@ -108,14 +108,17 @@ def simulate(
     from rich.console import Console
 
     from metarec_shared.model_card import privacy_facts
-    from simulations.results_table import print_cold_user
+    from simulations.results_table import print_cold_user, print_ratings
     from simulations.simulate import simulate as run_simulation
 
     notes, console = Console(stderr=True, highlight=False), Console(highlight=False)
     notes.print(f"run folder: {settings.run.out}", markup=False, soft_wrap=True)
     result = run_simulation(settings, engine.value, lambda line: notes.print(line, markup=False), baselines=baselines)
     notes.print(f"report: {Path(settings.run.out) / 'report.html'}", markup=False, soft_wrap=True)
-    print_cold_user(console, result["cold_user"], settings.evaluation.k)
+    if settings.model.target == "rating":
+        print_ratings(console, result["ratings"])
+    else:
+        print_cold_user(console, result["cold_user"], settings.evaluation.k)
     if result["privacy"]:
         facts = privacy_facts(result["privacy"])
         for name in ("Mode", "Guarantee", "Unit of privacy", "Neighbours", "Trusted", "Not protected"):
@@ -169,7 +172,7 @@ def run_settings(config: Path | None, assignments: list[str], options: dict[str,
     Raises:
         SettingsError: One of them is unknown or out of range.
     """
-    from metarec_shared.settings import PRIVATE_DEFAULTS, Settings, load_toml, parse_assignments
+    from metarec_shared.settings import PRIVATE_DEFAULTS, RATING_DEFAULTS, Settings, load_toml, parse_assignments
     from server.federation import default_out
 
     given = {} if config is None else load_toml(config)
@@ -184,6 +187,8 @@ def run_settings(config: Path | None, assignments: list[str], options: dict[str,
         settings = settings.with_values(PRIVATE_DEFAULTS, "defaults")
         if not values.get("run.init"):  # ID vectors are not released: without a warm start they would stay noise
             settings = settings.with_values({"model.item-ids": bool(values.get("privacy.item-ids"))}, "defaults")
+    if values.get("model.target") == "rating":
+        settings = settings.with_values(RATING_DEFAULTS, "defaults")
     for part, source in sources:
         settings = settings.with_values(part, source)
     if not settings.run.out:

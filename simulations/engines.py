@@ -15,7 +15,7 @@ from flwr.supercore import telemetry
 from numpy.typing import NDArray
 
 from client.app import app as client_app
-from client.data_source import load_learner, load_partition, load_population, simulated_guard, simulated_nodes
+from client.data_source import load_partition, load_population, load_target, simulated_guard, simulated_nodes
 from client.node import Nodes
 from metarec_shared.errors import FederationError, SettingsError
 from metarec_shared.settings import Settings
@@ -43,7 +43,7 @@ def run_in_process(settings: Settings) -> None:
 def in_process_grid(settings: Settings) -> InProcessGrid:
     """Return the grid that answers for all nodes of a simulated federation."""
     nodes = node_count(settings)
-    return InProcessGrid(load_learner(settings), nodes, lambda node_ids: nodes_by_id(settings, nodes, node_ids))
+    return InProcessGrid(load_target(settings), nodes, lambda node_ids: nodes_by_id(settings, nodes, node_ids))
 
 
 def run_on_ray(settings: Settings) -> None:
@@ -60,7 +60,7 @@ def run_on_ray(settings: Settings) -> None:
         from flwr.simulation import run_simulation
     except ImportError as error:
         raise SettingsError("--engine ray needs Ray: pip install 'metarec[ray]'") from error
-    load_learner(settings)  # so that workers find the text vectors in the cache
+    load_target(settings)  # so that workers find the text vectors in the cache
     nodes = node_count(settings)
     server = _ConfiguredServerApp(settings.flat(), nodes)
     try:

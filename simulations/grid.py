@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from client.app import answer, public_reason
 from client.learner import Learner
 from client.node import Nodes
+from client.rating_learner import RatingLearner
 from metarec_shared import wire
 from metarec_shared.broadcast import Broadcast
 from metarec_shared.errors import Refusal
@@ -49,7 +50,9 @@ class InProcessGrid(Grid):
         folds_replies: The same, for the server, which believes no reply of another grid that it stands for many.
     """
 
-    def __init__(self, learner: Learner, nodes: int, load_nodes: LoadNodes, *, fold: bool = True) -> None:
+    def __init__(
+        self, learner: Learner | RatingLearner, nodes: int, load_nodes: LoadNodes, *, fold: bool = True
+    ) -> None:
         self._learner = learner
         self._nodes = nodes
         self._load_nodes = load_nodes

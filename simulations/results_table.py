@@ -37,3 +37,21 @@ def print_cells(console: Console, cells: Sequence[Mapping[str, Any]], k: int, wh
         label = method.name + (" (centralized)" if method.centralized else "")
         table.add_row(label, *(show(column[key][1]) if key in column else "–" for column in columns))
     console.print(table)
+
+
+def print_ratings(console: Console, figures: Mapping[str, Any] | None) -> None:
+    """Print the errors of predicted ratings of every method; nothing where nobody was evaluated.
+
+    Args:
+        console: Where to print.
+        figures: The block "ratings" of result.json.
+    """
+    if figures is None:
+        return
+    table = Table("", title="error of ratings (lower is better)", caption=f"{figures['users']} users never seen")
+    metrics = list(figures["metarec"])
+    for metric in metrics:
+        table.add_column(metric.upper(), justify="right")
+    for method in ("metarec", "unadapted"):
+        table.add_row(method, *(show(figures[method][metric]) for metric in metrics))
+    console.print(table)

@@ -14,6 +14,8 @@ from metarec_shared.files import write_json, write_text
 from metarec_shared.fingerprint import data_fingerprint
 from metarec_shared.model_card import model_card
 from metarec_shared.population import Population
+from metarec_shared.rating_model import rating_errors
+from metarec_shared.rating_tasks import evaluation_rating_tasks
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_dataset, load_training_dataset
 from metarec_shared.split import Role
@@ -56,16 +58,20 @@ def simulate(settings: Settings, engine: str, say: Say, *, baselines: bool = Tru
     folder = Path(settings.run.out)
     dataset = train(settings, engine, say)
     ablation = None
-    if baselines and settings.adaptation.steps and settings.privacy.mode == "none":
+    rates = settings.model.target == "rating"
+    if baselines and not rates and settings.adaptation.steps and settings.privacy.mode == "none":
         say("training the same model without an inner loop (not_adapted)")
         ENGINES[engine](_ablation_settings(settings))
         ablation = load_checkpoint(folder / ABLATION_FOLDER)
     checkpoint = load_checkpoint(folder)
     result = _describe(settings, engine, dataset, folder)
-    result |= evaluate_run(settings, checkpoint, ablation, say, baselines=baselines)
+    if rates:
+        result |= evaluate_ratings(settings, checkpoint, say)
+    else:
+        result |= evaluate_run(settings, checkpoint, ablation, say, baselines=baselines)
     write_json(folder / RESULT_FILE, result)
     write_text(folder / "README.md", model_card(result, json.loads(settings.to_json())))
-    write_report(folder, sample_recommendations(settings, checkpoint))
+    write_report(folder, [] if rates else sample_recommendations(settings, checkpoint))
     return result
 
 
@@ -121,6 +127,26 @@ def evaluate_run(
             checkpoint, everything, everything.judged(Role.TEST, sizes.users), sizes.support, sizes.k
         )
     return result
+
+
+def evaluate_ratings(settings: Settings, checkpoint: Checkpoint, say: Say) -> dict[str, Any]:
+    """Predict ratings of test users from some of theirs, with and without a user's vector."""
+    dataset, sizes = load_training_dataset(settings), settings.evaluation
+    population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
+    users = population.judged(Role.TEST, sizes.users)
+    result: dict[str, Any] = {"cold_user": {"random": None, "time": None}, "cold_item": None, "ratings": None}
+    tasks = evaluation_rating_tasks(
+        population, users, sizes.support, sizes.query, checkpoint.rating_scale, draws=1
+    )  # fmt: skip
+    if not len(tasks):
+        return result
+    say(f"evaluating ratings of {len(tasks)} test users")
+    model = checkpoint.rating_model()
+    figures: dict[str, Any] = {"support": sizes.support, "query": sizes.query, "users": len(tasks)}
+    for name, adapt in (("metarec", True), ("unadapted", False)):
+        errors = rating_errors(model, tasks, checkpoint.rating_scale, adapt=adapt)
+        figures[name] = {metric: float(values.mean()) for metric, values in errors.items()}
+    return result | {"ratings": figures}
 
 
 def sample_recommendations(settings: Settings, checkpoint: Checkpoint) -> list[SampleRecommendation]:

@@ -74,6 +74,7 @@ class LabelledRanking(EvaluationProtocol):
             )
         problem = RatingProblem(
             settings=settings,
+            folder=folder,
             say=say,
             scale=scale,
             text=load_item_features(settings).features.vectors.double().numpy(),

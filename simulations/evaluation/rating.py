@@ -1,9 +1,11 @@
 """Predicting ratings for cold users and of cold items: tasks, what a method is given, and the methods to compare."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,16 +14,24 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarec_shared.checkpoint import load_checkpoint
 from metarec_shared.dataset import Dataset, RatingScale
 from metarec_shared.errors import DataError
 from metarec_shared.interactions import Interactions, starts
+from metarec_shared.population import SHORTEST_HISTORY
 from metarec_shared.randomness import generator
-from metarec_shared.settings import Settings
+from metarec_shared.rating_tasks import middle
+from metarec_shared.settings import RATING_DEFAULTS, Settings
+from metarec_shared.sources import load_dataset
+from metarec_shared.split import Role
 from simulations.baselines.content_kernel import ContentKernel, content_kernel
 from simulations.baselines.matrix_factorization import BIAS_PENALTY, factorize
-from simulations.baselines.meta_ridge import MetaRidgeSettings, Reconstruction, described, meta_train
+from simulations.baselines.melu import MeLUPredictor, MeLUSettings, PreferenceEstimator, item_content, train_melu
 from simulations.baselines.rating_fold_in import FoldIn
+from simulations.baselines.rating_reconstruction import Reconstruction, ReconstructionSettings, described, reconstruct
+from simulations.evaluation.derived import settings_with_data
 from simulations.evaluation.protocol import CHANCE, OURS, Figures, Method, Say, Trial
+from simulations.repeated import run_once
 
 QUERY = 10
 FEWEST, MOST = 13, 100
@@ -66,6 +76,7 @@ class RatingProblem:
 
     Attributes:
         settings: ``run.seed`` is the seed of everything.
+        folder: Where runs are kept.
         say: Told what happens.
         scale: Of the ratings; predictions are clipped to it.
         text: Public text vectors of the whole catalogue.
@@ -74,6 +85,7 @@ class RatingProblem:
     """
 
     settings: Settings
+    folder: Path
     say: Say
     scale: RatingScale
     text: Float[np.ndarray, "items text"]
@@ -274,10 +286,9 @@ def matrix_factorization(problem: RatingProblem, stage: RatingStage, chosen: Map
     )
 
 
-def meta_ridge(problem: RatingProblem, stage: RatingStage, chosen: Mapping[str, Any]) -> Predictor:
-    """Meta-train item vectors through ridge regressions on support sets."""
-    settings = MetaRidgeSettings(decay=chosen["decay"], hidden=chosen["hidden"])
-    base, features, penalty = _meta_trained(problem, stage, settings)
+def ours(problem: RatingProblem, stage: RatingStage, chosen: Mapping[str, Any]) -> Predictor:
+    """Meta-train item vectors through ridge regressions on support sets, in a federation with a node a user."""
+    base, features, penalty = _federated(problem, stage, chosen["decay"], chosen["hidden"])
     return FoldIn(
         base=base,
         features=features,
@@ -289,14 +300,23 @@ def meta_ridge(problem: RatingProblem, stage: RatingStage, chosen: Mapping[str, 
 
 def fedrecon(problem: RatingProblem, stage: RatingStage, chosen: Mapping[str, Any]) -> Predictor:
     """Meta-train item vectors beside gradient steps on support sets; a new item has neither bias nor factors."""
-    settings = MetaRidgeSettings(inner="steps", text=False, hidden=0.0, decay=chosen["decay"])
-    base, features, _ = _meta_trained(problem, stage, settings)
+    settings = ReconstructionSettings(decay=chosen["decay"])
+    base, features = _reconstructed(problem, stage, settings)
     return Reconstruction(base=base, features=features, steps=chosen["steps"], step_size=settings.step_size)
+
+
+def melu(problem: RatingProblem, stage: RatingStage, chosen: Mapping[str, Any]) -> Predictor:
+    """Train MeLU's network through local updates of its decision layers."""
+    settings = MeLUSettings(steps=chosen["steps"], rate=chosen["rate"])
+    return MeLUPredictor.of(_melu_trained(problem, stage, settings)[chosen["epochs"]], settings)
 
 
 _SWEEPS = 12
 _FEW = 10.0
 _TEXT_WIDTH = 48
+_PASSES = 25
+_COHORT = 64
+_MELU_EPOCHS = (3, 6, 12)
 
 
 def _described(
@@ -337,15 +357,44 @@ def _kernel(problem: RatingProblem, stage: RatingStage, gamma: float, noise: flo
 
 
 @lru_cache(maxsize=8)
-def _meta_trained(
-    problem: RatingProblem, stage: RatingStage, settings: MetaRidgeSettings
+def _federated(
+    problem: RatingProblem, stage: RatingStage, decay: float, hidden: float
 ) -> tuple[Float[np.ndarray, " items"], Float[np.ndarray, "items width"], Float[np.ndarray, " width"]]:
-    """Return base and features of every item, and the learned penalty."""
-    text = problem.text - problem.text.mean(axis=0)
-    text = text / np.sqrt((text**2).sum(axis=1).mean())
-    model = meta_train(stage.train, text, settings, problem.settings.run.seed)
-    base, features = described(model, np.bincount(stage.train.items, minlength=len(text)) > 0)
-    return base, features, model.log_penalty.detach().exp().double().numpy()
+    """Return base and features of every item, and the learned penalty, that a federation of the stage's users learns.
+
+    Everybody with ratings there meta-trains; nobody validates, so the last round counts.
+    """
+    part = "test" if stage.train is problem.test.train else "tuning"
+    dataset = replace(load_dataset(problem.settings), rating_scale=problem.scale)
+    roles = np.full(len(stage.train), Role.TRAINING, dtype=np.int8)
+    recipe = problem.settings
+    if recipe.model.target == "ranking":
+        rounds = math.ceil(_PASSES * (stage.train.lengths >= SHORTEST_HISTORY).sum() / _COHORT)
+        values = {**RATING_DEFAULTS, "federation.cohort": _COHORT, "federation.rounds": rounds}
+        recipe = recipe.with_values({**values, "model.target": "rating"}, "recipe")
+    recipe = replace(recipe, rating=replace(recipe.rating, decay=decay, hidden=hidden))
+    settings = settings_with_data(recipe, problem.folder / f"data-{part}", dataset, stage.train, roles)
+    folder = problem.folder / f"metarec-{part}-decay-{decay:g}-hidden-{hidden:g}"
+    run_once(settings, folder, problem.say)
+    model = load_checkpoint(folder).rating_model()
+    base, features = (tensor.double().numpy() for tensor in model.catalogue())
+    return middle(problem.scale) + base, features, model.log_penalty.detach().exp().double().numpy()
+
+
+@lru_cache(maxsize=8)
+def _reconstructed(
+    problem: RatingProblem, stage: RatingStage, settings: ReconstructionSettings
+) -> tuple[Float[np.ndarray, " items"], Float[np.ndarray, "items width"]]:
+    """Return base and features of every item, as federated reconstruction learns them."""
+    model = reconstruct(stage.train, len(problem.text), settings, problem.settings.run.seed)
+    return described(model, np.bincount(stage.train.items, minlength=len(problem.text)) > 0)
+
+
+@lru_cache(maxsize=8)
+def _melu_trained(problem: RatingProblem, stage: RatingStage, settings: MeLUSettings) -> dict[int, PreferenceEstimator]:
+    """Return MeLU's network after each number of epochs that is tried."""
+    content = item_content(load_dataset(problem.settings).catalogue, problem.text)
+    return train_melu(stage.train, content, settings, problem.settings.run.seed, kept=_MELU_EPOCHS)
 
 
 @lru_cache(maxsize=2)
@@ -362,10 +411,11 @@ _USER: Options = {"bias": (BIAS_PENALTY, 1.0, 6.0), "history": (0.0, 0.1, 0.3, 1
 
 RATING_FITS: dict[str, tuple[Fit, Options]] = {
     OURS: (
-        meta_ridge,
+        ours,
         {"decay": (0.03, 0.01, 0.1), "hidden": (0.5, 0.2), "history": _USER["history"], "fold-in": (1.0, 0.7, 1.5)},
     ),
     "fedrecon": (fedrecon, {"decay": (0.03, 0.1), "steps": (10, 5, 20)}),
+    "melu": (melu, {"steps": (5, 1), "rate": (0.005, 0.01, 0.0025), "epochs": _MELU_EPOCHS}),
     "mf": (
         matrix_factorization,
         {
@@ -384,13 +434,18 @@ RATING_FITS: dict[str, tuple[Fit, Options]] = {
 RATING_METHODS = (
     Method(
         name=OURS,
-        about="ours: item vectors from text and their own, meta-learned through each user's ridge regression by "
-        "sums of per-user meta-gradients, in one process",
-        centralized=True,
+        about="ours: item vectors from text and their own, meta-learned through each user's ridge regression, with a "
+        "node a user",
     ),
     Method(
         name="fedrecon",
         about="matrix factorization with reconstructed users (FedRecon, Singhal et al. 2021), in one process",
+        centralized=True,
+    ),
+    Method(
+        name="melu",
+        about="a network over embedded item content, its decision layers adapted by gradient steps (MeLU, Lee et al. "
+        "2019), in one process",
         centralized=True,
     ),
     Method(

@@ -58,6 +58,7 @@ class RatingQuadrants(EvaluationProtocol):
         held_items = latest_items(dataset.catalogue.titles, dataset.catalogue.item_ids, ~cold_items, seed)
         problem = RatingProblem(
             settings=settings,
+            folder=folder,
             say=say,
             scale=scale,
             text=load_item_features(settings).features.vectors.double().numpy(),

@@ -68,6 +68,8 @@ def first_values(plan: Plan) -> list[dict[str, Any]]:
             "tune needs privacy.mode = none: nodes that guard their users report no validation metric, and every trial "
             "would cost their budget; tune on public data"
         )
+    if plan.settings.model.target == "rating":
+        raise SettingsError("tune needs model.target = ranking: it maximizes a ranking metric, got rating")
     if plan.trials < 1 or not plan.seeds or plan.timeout <= 0:
         raise SettingsError(f"a study needs a trial, a seed and time, got {plan.trials}, {plan.seeds}, {plan.timeout}")
     if plan.sampler is not Sampler.GRID:

@@ -463,3 +463,8 @@ def test_trackers_of_all_trials_write_to_one_place(tmp_path: Path, plan: Plan) -
     tune(replace(plan, settings=settings), tmp_path / "study", quiet)
     assert len(list((tmp_path / "study" / "wandb").glob("offline-run-*"))) == 2
     assert len(list((tmp_path / "study" / "trials").glob("*/tensorboard"))) == 2
+
+
+def test_a_rating_model_is_not_tuned(tmp_path: Path, plan: Plan) -> None:
+    with pytest.raises(SettingsError, match=r"tune needs model\.target = ranking"):
+        tune(replace(plan, settings=small_settings(model__target="rating")), tmp_path / "study", quiet)

@@ -1,22 +1,16 @@
-"""Meta-learned rating models: item vectors such that whoever is new is folded in well from his few ratings.
+"""Federated reconstruction of ratings: item vectors are learned, user vectors are found anew by gradient steps.
 
-    rating(u, i) = mean + b_i + c . t_i + f_i . w_u,    f_i = [1, W t_i + v_i]
+    rating(u, i) = mean + b_i + f_i . w_u,    f_i = [1, v_i]
 
-t_i is the public text of item i; b_i and v_i are its own and are hidden in some tasks, so that items without them
-are predicted from text. The loss of a user is the squared error on his query set, after w_u was found on his support
-set; what is minimized is the sum over users, so every step needs sums of per-user gradients alone.
-
-Two ways to find w_u: in closed form by ridge regression, differentiated through, with a learned penalty (Bertinetto);
-or by some gradient steps from zero, not differentiated through (FedRecon, which has no text).
+The paper's matrix factorization with biases. A user's w_u is reconstructed from zero on his support set and not
+differentiated through; the loss is the squared error on his query set.
 
 References:
-    Bertinetto et al. (2019), Meta-learning with differentiable closed-form solvers, equations 4 to 6.
     Singhal et al. (2021), Federated reconstruction: partially local federated learning, algorithm 1.
 """
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import torch
@@ -27,19 +21,14 @@ from torch.nn import functional as F
 from metarec_shared.interactions import Interactions
 from metarec_shared.randomness import generator
 
-Inner = Literal["ridge", "steps"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MetaRidgeSettings:
-    """How to meta-train.
+class ReconstructionSettings:
+    """How to train.
 
     Attributes:
-        inner: How a user's vector is found.
         width: Of the user's vector, beside its bias.
-        text: Whether text is used.
-        hidden: Share of tasks in which no item has anything of its own.
-        decay: Penalty of what is an item's own, each time it appears.
+        decay: Penalty of item vectors and biases, each time they appear.
         epochs: Passes over all users.
         users: Of one step.
         support: Most ratings that are given.
@@ -49,11 +38,8 @@ class MetaRidgeSettings:
         step_size: Of these, on the sum of squared errors over twice their number.
     """
 
-    inner: Inner = "ridge"
     width: int = 16
-    text: bool = True
-    hidden: float = 0.3
-    decay: float = 0.01
+    decay: float = 0.03
     epochs: int = 25
     users: int = 64
     support: int = 60
@@ -63,50 +49,28 @@ class MetaRidgeSettings:
     step_size: float = 0.5
 
 
-class RatingItems(nn.Module):
-    """What is learned: everything about items, and the penalty of a user's vector.
+class RatedItems(nn.Module):
+    """What is learned: biases and vectors of items.
 
     Args:
-        text: Public text vectors.
+        items: How many.
         mean: Rating that the model starts from.
         width: Of the user's vector, beside its bias.
         seed: Of the parameters.
     """
 
-    text: Tensor
-
-    def __init__(self, text: Float[Tensor, "items text"], mean: float, width: int, seed: int) -> None:
+    def __init__(self, items: int, mean: float, width: int, seed: int) -> None:
         super().__init__()
         rng = generator(seed, "rating items")
         self.mean = mean
-        self.register_buffer("text", text)
-        self.own = nn.Parameter(0.1 * torch.from_numpy(rng.standard_normal((len(text), width))).to(text))
-        self.bias = nn.Parameter(text.new_zeros(len(text)))
-        self.projection = nn.Parameter(0.1 * torch.from_numpy(rng.standard_normal((text.shape[1], width))).to(text))
-        self.text_bias = nn.Parameter(text.new_zeros(text.shape[1]))
-        self.log_penalty = nn.Parameter(text.new_ones(width + 1))
+        self.own = nn.Parameter(0.1 * torch.from_numpy(rng.standard_normal((items, width))).float())
+        self.bias = nn.Parameter(torch.zeros(items))
 
     def forward(
-        self, items: Int[Tensor, "users rows"], heard: Bool[Tensor, "users 1"]
+        self, items: Int[Tensor, "users rows"]
     ) -> tuple[Float[Tensor, "users rows"], Float[Tensor, "users rows width"]]:
-        """Return base and features of items; where not ``heard``, without what is their own."""
-        text = self.text[items]
-        base = self.mean + text @ self.text_bias + self.bias[items] * heard
-        features = text @ self.projection + self.own[items] * heard[:, :, None]
-        return base, F.pad(features, (1, 0), value=1.0)
-
-
-def ridge_vectors(
-    features: Float[Tensor, "users rows width"],
-    targets: Float[Tensor, "users rows"],
-    mask: Bool[Tensor, "users rows"],
-    penalty: Float[Tensor, " width"],
-) -> Float[Tensor, "users width"]:
-    """Return each user's ridge regression on the rows in ``mask``, differentiable in everything."""
-    masked = features * mask[:, :, None]
-    gram = masked.mT @ masked + penalty.diag()
-    moment = masked.mT @ (targets * mask)[:, :, None]
-    return torch.cholesky_solve(moment, torch.linalg.cholesky(gram))[:, :, 0]
+        """Return base and features of items."""
+        return self.mean + self.bias[items], F.pad(self.own[items], (1, 0), value=1.0)
 
 
 def step_vectors(
@@ -131,21 +95,17 @@ def step_vectors(
 
 
 def user_losses(
-    model: RatingItems,
+    model: RatedItems,
     items: Int[Tensor, "users rows"],
     ratings: Float[Tensor, "users rows"],
     support: Bool[Tensor, "users rows"],
     query: Bool[Tensor, "users rows"],
-    heard: Bool[Tensor, "users 1"],
-    settings: MetaRidgeSettings,
+    settings: ReconstructionSettings,
 ) -> Float[Tensor, " users"]:
-    """Return each user's meta-loss: the mean squared error on the query set, and the decay."""
-    base, features = model(items, heard)
-    if settings.inner == "ridge":
-        vectors = ridge_vectors(features, ratings - base, support, model.log_penalty.exp())
-    else:
-        with torch.no_grad():
-            vectors = step_vectors(features, ratings - base, support, settings.steps, settings.step_size)
+    """Return each user's loss: the mean squared error on the query set, and the decay."""
+    base, features = model(items)
+    with torch.no_grad():
+        vectors = step_vectors(features, ratings - base, support, settings.steps, settings.step_size)
     predicted = base + (features @ vectors[:, :, None])[:, :, 0]
     errors: Tensor = ((predicted - ratings).square() * query).sum(dim=1) / query.sum(dim=1)
     own = model.own[items].square().sum(dim=2) + model.bias[items].square()
@@ -153,13 +113,9 @@ def user_losses(
     return errors + penalty
 
 
-def meta_train(
-    train: Interactions, text: Float[np.ndarray, "items text"], settings: MetaRidgeSettings, seed: int
-) -> RatingItems:
-    """Meta-train on every user with two ratings or more; a task is a random cut of a random part of his history."""
-    mean = float(train.ratings.mean(dtype=np.float64))
-    shown = torch.from_numpy(text).float() * settings.text
-    model = RatingItems(shown, mean, settings.width, seed)
+def reconstruct(train: Interactions, items: int, settings: ReconstructionSettings, seed: int) -> RatedItems:
+    """Train on every user with two ratings or more; a task is a random cut of a random part of his history."""
+    model = RatedItems(items, float(train.ratings.mean(dtype=np.float64)), settings.width, seed)
     users = np.flatnonzero(train.lengths >= 2)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.rate)
     cuts = [*range(0, len(users), settings.users), len(users)]
@@ -177,9 +133,9 @@ def meta_train(
 
 
 def _drawn(
-    train: Interactions, users: Int[np.ndarray, " users"], settings: MetaRidgeSettings, rng: np.random.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Draw a task of each user: items, ratings, support mask, query mask, and whether items' own is heard."""
+    train: Interactions, users: Int[np.ndarray, " users"], settings: ReconstructionSettings, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw a task of each user: items, ratings, support mask and query mask."""
     width = settings.support + settings.query
     rows = np.zeros((len(users), width), dtype=np.int64)
     sizes = np.zeros((2, len(users), 1), dtype=np.int64)
@@ -191,19 +147,18 @@ def _drawn(
         rows[place] = np.resize(drawn, width)
     support = np.arange(width) < sizes[0]
     query = ~support & (np.arange(width) < sizes[1])
-    heard = rng.random((len(users), 1)) >= settings.hidden
-    arrays = train.items[rows].astype(np.int64), train.ratings[rows], support, query, heard
+    arrays = train.items[rows].astype(np.int64), train.ratings[rows], support, query
     return tuple(torch.from_numpy(array) for array in arrays)  # type: ignore[return-value]
 
 
 def described(
-    model: RatingItems, known: Bool[np.ndarray, " items"]
+    model: RatedItems, known: Bool[np.ndarray, " items"]
 ) -> tuple[Float[np.ndarray, " items"], Float[np.ndarray, "items width"]]:
-    """Return base and features of the catalogue; items that are not ``known`` have text alone."""
-    everything = torch.arange(len(model.text))[:, None]
+    """Return base and features of the catalogue; items that are not ``known`` have neither bias nor vector."""
     with torch.no_grad():
-        base, features = model(everything, torch.from_numpy(known)[:, None])
-    return base[:, 0].double().numpy(), features[:, 0].double().numpy()
+        base, features = model(torch.arange(len(model.own))[None])
+    vectors = features[0].double().numpy() * np.where(known[:, None], 1.0, np.eye(1, features.shape[2]))
+    return np.where(known, base[0].double().numpy(), model.mean), vectors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,226 @@
+"""The rating model: item vectors such that whoever is new is folded in well from his few ratings.
+
+    rating(u, i) = middle + mean + b_i + c . t_i + f_i . w_u,    f_i = [1, W t_i + v_i]
+    w_u = argmin_w  sum over the support set (r_i - rating without w - f_i . w)^2  +  sum_k exp(p_k) w_k^2
+
+t_i is the public text of item i, middle that of the rating scale. b_i and v_i are the item's own: they start at zero,
+so an item nobody rated is predicted from its text, and in some tasks they are hidden, so that text learns to stand
+alone. w_u is a ridge regression in closed form, with a learned penalty; it is the inner loop, and is differentiated
+through.
+A user's loss is the squared error on the query set; the outer gradient is a sum over users, so a federation can learn
+the model.
+
+References:
+    Bertinetto, Henriques, Torr and Vedaldi (2019), Meta-learning with differentiable closed-form solvers, equations 4
+    to 6.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn import functional as F
+
+from metarec_shared.catalogue import Catalogue
+from metarec_shared.dataset import RatingScale
+from metarec_shared.item_content import with_content
+from metarec_shared.meta_gradient import MetaGradient, clip_factors
+from metarec_shared.metrics import mean_absolute_error, root_mean_square_error
+from metarec_shared.rating_tasks import RatingTasks, middle
+from metarec_shared.settings import RatingSettings
+
+RatingBatch = tuple[RatingTasks, Float[Tensor, " users"]]
+"""Tasks, and the weight of each user's loss."""
+
+_FIRST_SCALE = 0.1
+_FIRST_LOG_PENALTY = 1.0
+_USERS_CLIPPED_AT_ONCE = 16
+
+
+class RatingModel(nn.Module):
+    """Everything about items that users' ratings depend on, and the penalty of a user's vector.
+
+    Ratings are relative to the middle of their scale throughout.
+
+    Args:
+        text: Frozen vectors of the catalogue's texts. They are public and never travel as parameters.
+        settings: Width, and how tasks are penalized.
+    """
+
+    text: Tensor
+
+    def __init__(self, text: Float[Tensor, "items text"], settings: RatingSettings) -> None:
+        super().__init__()
+        items, size = text.shape
+        self.decay = settings.decay
+        self.register_buffer("text", text, persistent=False)
+        self.mean = nn.Parameter(torch.zeros(1))
+        self.item_bias = nn.Parameter(torch.zeros(items))
+        self.item_ids = nn.Parameter(torch.zeros(items, settings.width))
+        self.text_bias = nn.Parameter(torch.zeros(size))
+        self.projection = nn.Parameter(_FIRST_SCALE * torch.randn(size, settings.width))
+        self.log_penalty = nn.Parameter(torch.full((settings.width + 1,), _FIRST_LOG_PENALTY))
+
+    @classmethod
+    def over(
+        cls,
+        catalogue: Catalogue,
+        text: Float[Tensor, "items text"],
+        positions: NDArray[np.int64],
+        settings: RatingSettings,
+    ) -> "RatingModel":
+        """Return a model over some of a catalogue's items, which are described by their text and what that says.
+
+        Args:
+            catalogue: All items: what the words and years of a part are does not depend on the part.
+            text: Their text vectors.
+            positions: Which of them.
+            settings: Of the model.
+        """
+        described = with_content(text, catalogue) if settings.content else text
+        return cls(described[torch.from_numpy(positions)], settings)
+
+    def items(
+        self, positions: Int[Tensor, "users rows"], heard: Bool[Tensor, " users"]
+    ) -> tuple[Float[Tensor, "users rows"], Float[Tensor, "users rows width"]]:
+        """Return base and features of items; where not ``heard``, without what is their own."""
+        text = self.text[positions]
+        own = heard[:, None].to(text.dtype)
+        base = self.mean + text @ self.text_bias + self.item_bias[positions] * own
+        features = text @ self.projection + self.item_ids[positions] * own[:, :, None]
+        return base, F.pad(features, (1, 0), value=1.0)
+
+    def catalogue(self) -> tuple[Float[Tensor, " items"], Float[Tensor, "items width"]]:
+        """Return base and features of every item."""
+        everything = torch.arange(len(self.text), device=self.text.device)[None]
+        with torch.no_grad():
+            base, features = self.items(everything, torch.ones(1, dtype=torch.bool, device=self.text.device))
+        return base[0], features[0]
+
+    def forward(self, tasks: RatingTasks, *, adapt: bool = True) -> Float[Tensor, "users rows"]:
+        """Return the ratings expected of every row, after the users' vectors were found on their support sets.
+
+        Args:
+            tasks: Whose.
+            adapt: Whether users have vectors; without, what is expected of a user nobody knows.
+        """
+        base, features = self.items(tasks.items, tasks.heard)
+        if not adapt:
+            return base
+        vectors = ridge_vectors(features, tasks.ratings - base, tasks.support, self.log_penalty.exp())
+        return base + (features @ vectors[:, :, None])[:, :, 0]
+
+    def losses(self, tasks: RatingTasks) -> Float[Tensor, " users"]:
+        """Return each user's meta-loss: the mean squared error on the query set, and the decay; 0 without a task.
+
+        The decay is ``decay`` times the mean over rows of the squared length of what is the row's item's own.
+        """
+        asked = tasks.query.sum(dim=1).clamp(min=1)
+        errors: Tensor = ((self(tasks) - tasks.ratings).square() * tasks.query).sum(dim=1) / asked
+        own = self.item_ids[tasks.items].square().sum(dim=2) + self.item_bias[tasks.items].square()
+        penalty: Tensor = self.decay * (own * (tasks.support | tasks.query)).mean(dim=1)
+        return errors + penalty
+
+
+def ridge_vectors(
+    features: Float[Tensor, "users rows width"],
+    targets: Float[Tensor, "users rows"],
+    mask: Bool[Tensor, "users rows"],
+    penalty: Float[Tensor, " width"],
+) -> Float[Tensor, "users width"]:
+    """Return each user's ridge regression on the rows in ``mask``, differentiable in everything."""
+    masked = features * mask[:, :, None]
+    gram = masked.mT @ masked + penalty.diag()
+    moment = masked.mT @ (targets * mask)[:, :, None]
+    return torch.cholesky_solve(moment, torch.linalg.cholesky(gram))[:, :, 0]
+
+
+def rating_meta_gradient(
+    model: RatingModel,
+    batches: Iterable[RatingBatch],
+    *,
+    clip_norm: float = 0.0,
+    released: Sequence[str] | None = None,
+) -> MetaGradient:
+    """Return the meta-gradient summed over the users of all ``batches`` with their weights.
+
+    Args:
+        model: At the meta-initialization.
+        batches: The cohort.
+        clip_norm: Largest norm of a user's gradient over all released parameters; 0: nobody is clipped. A user whose
+            gradient is not finite then contributes nothing.
+        released: Names of the parameters to differentiate in; None: all.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if released is None or name in released}
+    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    losses, norms = [torch.zeros(0, device=model.text.device)], []
+    for tasks, weights in batches:
+        if clip_norm:
+            each = per_user_rating_gradients(model, tasks, released)
+            squares = torch.stack([g.flatten(1).square().sum(dim=1) for g in each.gradients.values()]).sum(dim=0)
+            factors = clip_factors(squares, clip_norm) * weights
+            for name, gradient in each.gradients.items():
+                finite = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+                total[name] += torch.tensordot(factors, finite, dims=1)
+            losses.append(torch.where(squares.isfinite(), each.losses, 0.0))
+            norms.append(squares.sqrt())
+            continue
+        with torch.enable_grad():
+            batch = model.losses(tasks)
+            found = torch.autograd.grad((batch * weights).sum(), list(parameters.values()), allow_unused=True)
+        for name, part in zip(parameters, found, strict=True):
+            total[name] += 0.0 if part is None else part
+        losses.append(batch.detach())
+    return MetaGradient(gradients=total, losses=torch.cat(losses), norms=torch.cat(norms) if norms else None)
+
+
+def per_user_rating_gradients(
+    model: RatingModel, tasks: RatingTasks, released: Sequence[str] | None = None
+) -> MetaGradient:
+    """Return every user's own meta-gradient, [users, *shape of the parameter]."""
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    wanted = {name: value for name, value in parameters.items() if released is None or name in released}
+
+    def loss_of_one(own: dict[str, Tensor], task: dict[str, Tensor]) -> Tensor:
+        one = RatingTasks(**{name: value[None] for name, value in task.items()})
+        losses: Tensor = functional_call(_Losses(model), {f"model.{n}": v for n, v in (parameters | own).items()}, one)
+        return losses[0]
+
+    gradients, losses = vmap(grad_and_value(loss_of_one), in_dims=(None, 0), chunk_size=_USERS_CLIPPED_AT_ONCE)(
+        wanted, tasks.tensors()
+    )
+    return MetaGradient(gradients=gradients, losses=losses)
+
+
+class _Losses(nn.Module):
+    """The model's losses as a forward pass, which is what ``functional_call`` calls."""
+
+    def __init__(self, model: RatingModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tasks: RatingTasks) -> Tensor:
+        return self.model.losses(tasks)
+
+
+def rating_errors(
+    model: RatingModel, tasks: RatingTasks, scale: RatingScale | None, *, adapt: bool = True
+) -> dict[str, Float[Tensor, " users"]]:
+    """Return ``mae`` and ``rmse`` of every user's query set; predictions are clipped to the scale.
+
+    Raises:
+        DataError: There is no scale.
+    """
+    centre = middle(scale)
+    assert scale is not None
+    with torch.no_grad():
+        predicted = model(tasks, adapt=adapt).clamp(scale.low - centre, scale.high - centre).double()
+    rated = tasks.ratings.double()
+    return {
+        "mae": mean_absolute_error(predicted, rated, tasks.query),
+        "rmse": root_mean_square_error(predicted, rated, tasks.query),
+    }
