@@ -33,6 +33,9 @@ CATALOGUE = Catalogue(
 )
 
 
+UNWEIGHED = AdaptationSettings(evidence=False)
+
+
 def a_checkpoint() -> Checkpoint:
     model = small_model(dtype=torch.float32)
     text = torch.cat([model.text, torch.randn(2, TEXT, generator=torch.Generator().manual_seed(1))])
@@ -158,17 +161,18 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 def test_a_checkpoint_of_format_1_is_read_as_what_it_was(tmp_path: Path) -> None:
     plain = replace(SMALL_MODEL, order_aware=False)
     with torch.random.fork_rng():
-        model = BertRecommender(torch.randn(ITEMS, TEXT), plain, AdaptationSettings())
+        model = BertRecommender(torch.randn(ITEMS, TEXT), plain, UNWEIGHED)
     now = replace(
         a_checkpoint(),
         parameters={name: value.detach() for name, value in model.named_parameters()},
-        settings=replace(a_checkpoint().settings, model=plain),
+        settings=replace(a_checkpoint().settings, model=plain, adaptation=UNWEIGHED),
     )
     save_checkpoint(now, tmp_path)
     tensors, description = load_tensors(tmp_path / MODEL_FILE)
     description["format"] = 1
     del description["regressions"], description["settings"]["model"]["order-aware"]
     del description["settings"]["tasks"]["time-share"], description["settings"]["regression"]
+    del description["settings"]["adaptation"]["evidence"]
     save_tensors(tmp_path / MODEL_FILE, tensors, description)
     before = load_checkpoint(tmp_path)
     assert not before.settings.model.order_aware
@@ -183,7 +187,7 @@ def test_a_checkpoint_of_format_1_is_read_as_what_it_was(tmp_path: Path) -> None
 def test_a_checkpoint_whose_meta_learner_was_two_settings_is_read(
     order: str, learned: bool, method: str, tmp_path: Path
 ) -> None:
-    inner = AdaptationSettings(method=method)  # type: ignore[arg-type]
+    inner = AdaptationSettings(method=method, evidence=False)  # type: ignore[arg-type]
     with torch.random.fork_rng():
         model = BertRecommender(torch.randn(ITEMS, TEXT), SMALL_MODEL, inner)
     now = replace(
