@@ -18,7 +18,16 @@ from metarec_shared.settings import TaskSettings
 from metarec_shared.tasks import TaskBatch, draw_training_tasks, with_substitutes
 
 USERS, ITEMS = 60, 50
-PLAIN = TaskSettings(support=6, query=5, support_dropout=0.0, feature_dropout=0.0, time_share=0.0, time_query=5)
+PLAIN = TaskSettings(
+    vary_support=0.0,
+    start_share=0.0,
+    support=6,
+    query=5,
+    support_dropout=0.0,
+    feature_dropout=0.0,
+    time_share=0.0,
+    time_query=5,
+)
 
 
 def histories(*, has_time: bool = True) -> Interactions:

@@ -173,7 +173,11 @@ def test_every_order_of_a_short_history_is_equally_likely() -> None:
     """A chi-square test of the first two of four items, over users, at a chance of one in ten thousand."""
     count = 6000
     histories = _histories([4] * count, 0)
-    batch = _drawn(histories, list(range(count)), TaskSettings(support=2, query=1, support_dropout=0.0, time_share=0.0))
+    batch = _drawn(
+        histories,
+        list(range(count)),
+        TaskSettings(support=2, query=1, vary_support=0.0, support_dropout=0.0, time_share=0.0),
+    )
     items = histories.items.reshape(count, 4)
     places = [(items == batch.support[:, [column]].numpy()).argmax(axis=1) for column in (0, 1)]
     counts = np.bincount(places[0] * 4 + places[1], minlength=16)
@@ -221,7 +225,7 @@ def test_without_time_all_tasks_are_in_random_order() -> None:
 
 def test_dropout_falls_as_often_as_asked_and_keeps_the_mean() -> None:
     histories = _histories([12] * 400, 0)
-    sizes = TaskSettings(support=5, query=5, feature_dropout=0.2, support_dropout=0.3)
+    sizes = TaskSettings(support=5, query=5, vary_support=0.0, feature_dropout=0.2, support_dropout=0.3)
     batch = _drawn(histories, list(range(400)), sizes, width=16)
     assert batch.dropout is not None
     kept = batch.dropout > 0

@@ -104,8 +104,8 @@ def test_ratings_are_learned_beside_a_softmax_over_few_candidates_too() -> None:
     candidates: Candidates = draw_candidates(model.item_bias, 12, 0, 1)
     found = cohort_meta_gradient(model, [(tasks, ones)], candidates=candidates)
     E = model.item_vectors()
-    encoded, rates = model.encode(tasks, E), model.adaptation.rates()
-    own = rates.expand(5, *rates.shape)
+    encoded = model.encode(tasks, E)
+    own = model.adaptation.user_rates(encoded, tasks)
     losses = sampled_query_losses(
         model.head(encoded), own, model.items(E), tasks, candidates, second_order=True
     ) + torch.stack([naive_rating_loss(model, tasks.rows(user, user + 1), E) for user in range(5)])
