@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarec_shared.batch import Batch
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import DataError
 from metarec_shared.interactions import Interactions, starts
@@ -18,7 +19,7 @@ from metarec_shared.tasks import shuffled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RatingTasks:
+class RatingTasks(Batch):
     """Padded tasks of many users.
 
     Attributes:
@@ -37,14 +38,6 @@ class RatingTasks:
 
     def __len__(self) -> int:
         return len(self.items)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the fields by name."""
-        return {key.name: getattr(self, key.name) for key in fields(self)}
-
-    def to(self, device: torch.device) -> "RatingTasks":
-        """Return the tasks on ``device``."""
-        return RatingTasks(**{name: value.to(device) for name, value in self.tensors().items()})
 
 
 def middle(scale: RatingScale | None) -> float:

@@ -4,7 +4,7 @@ A batch of tasks is padded to common lengths and carries masks; what is padded n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec_shared.augmentation import coins, reordered, substitutes, time_ranks
+from metarec_shared.batch import Batch
 from metarec_shared.dataset import RatingScale
 from metarec_shared.interactions import Interactions
 from metarec_shared.randomness import coin_table, uniform_table
@@ -28,7 +29,7 @@ Order = Literal["random", "time"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskBatch:
+class TaskBatch(Batch):
     """Padded tasks of many users.
 
     Attributes:
@@ -66,23 +67,6 @@ class TaskBatch:
 
     def __len__(self) -> int:
         return len(self.support)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the fields that are set, by name."""
-        values = {key.name: getattr(self, key.name) for key in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
-
-    def to(self, device: torch.device) -> "TaskBatch":
-        """Return the batch on ``device``."""
-        return TaskBatch(**{name: value.to(device) for name, value in self.tensors().items()})
-
-    def rows(self, start: int, stop: int) -> "TaskBatch":
-        """Return users ``start:stop`` of the batch."""
-        return TaskBatch(**{name: value[start:stop] for name, value in self.tensors().items()})
-
-    def take(self, users: Int[Tensor, " taken"]) -> "TaskBatch":
-        """Return some users of the batch."""
-        return TaskBatch(**{name: value[users] for name, value in self.tensors().items()})
 
     def known_mask(self, items: int) -> Bool[Tensor, "users items"]:
         """Mark each user's known items in a catalogue of ``items``."""

@@ -1,6 +1,6 @@
 """Histories as pre-training reads them: stretches in time, padded, with the random numbers that cut or mask them."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarec_shared.batch import Batch
 from metarec_shared.dataset import RatingScale
 from metarec_shared.interactions import Interactions
 from metarec_shared.randomness import coin_table, uniform_table
@@ -19,7 +20,7 @@ SHARED_DRAWS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HistoryBatch:
+class HistoryBatch(Batch):
     """Padded stretches of many users' histories, oldest item first.
 
     Attributes:
@@ -51,18 +52,6 @@ class HistoryBatch:
     def shared_draws(self) -> Float[Tensor, "users draws"]:
         """The draws that belong to no item."""
         return self.draws[:, self.items.shape[1] :]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the fields by name."""
-        return {key.name: getattr(self, key.name) for key in fields(self)}
-
-    def to(self, device: torch.device) -> "HistoryBatch":
-        """Return the batch on ``device``."""
-        return HistoryBatch(**{name: value.to(device) for name, value in self.tensors().items()})
-
-    def rows(self, start: int, stop: int) -> "HistoryBatch":
-        """Return users ``start:stop`` of the batch."""
-        return HistoryBatch(**{name: value[start:stop] for name, value in self.tensors().items()})
 
 
 def draw_histories(

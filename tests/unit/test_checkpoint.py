@@ -21,7 +21,7 @@ from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import CheckpointError
 from metarec_shared.files import write_atomically
 from metarec_shared.model import BertRecommender
-from metarec_shared.settings import AdaptationSettings, Settings
+from metarec_shared.settings import AdaptationSettings, ModelSettings, Settings
 from metarec_shared.task_regression import TaskRegression, TextWeights
 from metarec_shared.tasks import TaskBatch
 from tests.small import ITEMS, SMALL_MODEL, TEXT, small_model, small_tasks
@@ -48,6 +48,16 @@ def a_checkpoint() -> Checkpoint:
         rating_scale=RatingScale(low=1.0, high=5.0),
         round_number=7,
         validation=0.25,
+    )
+
+
+def a_checkpoint_of(sizes: ModelSettings, adaptation: AdaptationSettings) -> Checkpoint:
+    with torch.random.fork_rng():
+        model = BertRecommender(torch.randn(ITEMS, TEXT), sizes, adaptation)
+    return replace(
+        a_checkpoint(),
+        parameters={name: value.detach() for name, value in model.named_parameters()},
+        settings=replace(a_checkpoint().settings, model=sizes, adaptation=adaptation),
     )
 
 
@@ -160,13 +170,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 
 def test_a_checkpoint_of_format_1_is_read_as_what_it_was(tmp_path: Path) -> None:
     plain = replace(SMALL_MODEL, order_aware=False)
-    with torch.random.fork_rng():
-        model = BertRecommender(torch.randn(ITEMS, TEXT), plain, UNWEIGHED)
-    now = replace(
-        a_checkpoint(),
-        parameters={name: value.detach() for name, value in model.named_parameters()},
-        settings=replace(a_checkpoint().settings, model=plain, adaptation=UNWEIGHED),
-    )
+    now = a_checkpoint_of(plain, UNWEIGHED)
     save_checkpoint(now, tmp_path)
     tensors, description = load_tensors(tmp_path / MODEL_FILE)
     description["format"] = 1
@@ -188,13 +192,7 @@ def test_a_checkpoint_whose_meta_learner_was_two_settings_is_read(
     order: str, learned: bool, method: str, tmp_path: Path
 ) -> None:
     inner = AdaptationSettings(method=method, evidence=False)  # type: ignore[arg-type]
-    with torch.random.fork_rng():
-        model = BertRecommender(torch.randn(ITEMS, TEXT), SMALL_MODEL, inner)
-    now = replace(
-        a_checkpoint(),
-        parameters={name: value.detach() for name, value in model.named_parameters()},
-        settings=replace(a_checkpoint().settings, model=SMALL_MODEL, adaptation=inner),
-    )
+    now = a_checkpoint_of(SMALL_MODEL, inner)
     save_checkpoint(now, tmp_path)
     tensors, description = load_tensors(tmp_path / MODEL_FILE)
     description["format"] = 2
