@@ -91,8 +91,9 @@ class _Fitter:
         self, grid: Grid, settings: Settings, roster: Roster, public: ItemFeatures, parameters: Parameters
     ) -> None:
         self._grid, self._settings, self._roster = grid, settings, roster
-        self._catalogue, self._text, self._parameters = public.fingerprint, public.text, parameters
+        self._catalogue, self._text = public.fingerprint, public.text
         self._items = len(parameters["item_bias"])
+        self._packed = wire.pack_parameters({name: parameters[name] for name in travelling_names(settings, parameters)})
         self.judged: dict[str, dict[str, dict[str, float]]] = {}
 
     def fitted(self, order: Order) -> TaskRegression | None:
@@ -156,8 +157,7 @@ class _Fitter:
             catalogue=self._catalogue,
             blends=BLENDS,
         )
-        travelling = {name: self._parameters[name] for name in travelling_names(settings, self._parameters)}
-        content = wire.pack_request(request, wire.pack_parameters(travelling), regression)
+        content = wire.pack_request(request, self._packed, regression)
         tally, replies = self._asked(content, judges.nodes, "evaluate")
         users, sums = 0, [0.0] * len(BLENDS)
         names = [blended(f"ndcg@{settings.evaluation.k}", place) for place in range(len(BLENDS))]
