@@ -211,6 +211,7 @@ class RegressionSettings:
     neighbours: int = setting(200, "weights kept of each support item", low=1)
     most_items: int = setting(8192, "items it is solved for at most, the most frequent ones", low=1)
     by_text: bool = setting(True, "predict from their text the weights of items that training does not know")
+    start_prior: bool = setting(True, "add the log of how many users had an item after as many first interactions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ References:
     Gantner et al. (2010), Learning attribute-to-feature mappings for cold-start recommendations, section III.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -227,8 +227,9 @@ class TaskRegression:
     ) -> Float[Tensor, "users items"]:
         """Return what is added to a model's scores: predictions by the blend of each support set's size."""
         sizes = sorted(self.blends)
-        blends = np.interp(mask.sum(dim=1).cpu().numpy(), sizes, [self.blends[size] for size in sizes])
-        return torch.from_numpy(blends).to(self.weights)[:, None] * self.predictions(support, mask)
+        weights = between_sizes(sizes, mask.sum(dim=1)).to(self.weights)
+        blends = weights @ weights.new_tensor([self.blends[size] for size in sizes])
+        return blends[:, None] * self.predictions(support, mask)
 
     def to(self, device: torch.device) -> "TaskRegression":
         """Return the regression on ``device``."""
@@ -318,3 +319,16 @@ def _fit_text_weights(B: Float[Tensor, "items items"], text: Float[Tensor, "item
         positions=torch.zeros(0, dtype=torch.int64),
         text=text[:0],
     )
+
+
+def between_sizes(sizes: Sequence[int], wanted: Int[Tensor, " users"]) -> Float[Tensor, "users sizes"]:
+    """Return the weights by which values at ``sizes``, ascending, are interpolated linearly; beyond them constant."""
+    knots = torch.tensor(sizes, dtype=torch.float32, device=wanted.device)
+    place = wanted.to(knots).clamp(knots[0], knots[-1])
+    right = torch.searchsorted(knots, place).clamp(min=1, max=max(len(sizes) - 1, 1))
+    weights = torch.ones(len(wanted), 1, device=wanted.device).expand(-1, len(sizes)).clone()
+    if len(sizes) == 1:
+        return weights
+    left = right - 1
+    share = (place - knots[left]) / (knots[right] - knots[left])
+    return weights.zero_().scatter(1, left[:, None], 1 - share[:, None]).scatter(1, right[:, None], share[:, None])
