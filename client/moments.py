@@ -27,7 +27,7 @@ def moments_of(learner: Learner, nodes: Nodes, request: MomentsRequest) -> Momen
         histories,
         items,
         users=users,
-        support=sizes.tasks.support,
+        support=(sizes.regression.support if request.order == "random" else 0) or sizes.tasks.support,
         query=query,
         in_time=request.order == "time",
     )

@@ -207,6 +207,7 @@ class RegressionSettings:
     """The linear meta-learner in closed form that is added to the adapted model's scores; off under privacy."""
 
     enabled: bool = setting(True, "fit it after meta-training, on second moments of all meta-training users' tasks")
+    support: int = setting(0, "support items of its tasks in random order, at most; 0: tasks.support", low=0)
     penalty: float = setting(0.5, "of its squared weights, over the mean diagonal of the moments", low=1e-6)
     neighbours: int = setting(200, "weights kept of each support item", low=1)
     most_items: int = setting(8192, "items it is solved for at most, the most frequent ones", low=1)

@@ -128,6 +128,7 @@ class _Fitter:
         sizes = self._settings.regression
         regression = fit_task_regression(
             answer.moments,
+            target="both" if order == "random" else "query",
             penalty=sizes.penalty,
             neighbours=sizes.neighbours,
             most_items=sizes.most_items,
