@@ -30,6 +30,7 @@ from metarec_shared.settings import Scalar, Settings, flatten
 from metarec_shared.start_prior import StartPrior
 from metarec_shared.task_regression import TaskRegression, TextWeights
 from metarec_shared.tasks import Order
+from metarec_shared.text_kernel import TextKernel
 from metarec_shared.text_ridge import fit_text_ridge
 
 FORMAT = 4
@@ -125,7 +126,8 @@ class Checkpoint:
         """Return the recommender over another catalogue: an item training did not know comes by its text alone.
 
         Such an item has no ID vector. Its score bias, and what task regressions and the start prior say of it, are
-        predicted from its text as those of the known items are from theirs.
+        predicted from its text as those of the known items are from theirs. In a support set it speaks for items of
+        like text (``text_kernel``).
 
         Args:
             text: Text vectors of that catalogue, by the same encoder, [items, text].
@@ -148,6 +150,9 @@ class Checkpoint:
         }
         if self.start_prior is not None:
             model.start_prior = self.start_prior.transferred(len(text), at, of, text)
+        sizes, unknown = self.settings.regression, torch.ones(len(text), dtype=torch.bool).index_fill(0, at, False)
+        if sizes.text_kernel and unknown.any():
+            model.text_kernel = TextKernel.over(text, unknown, sizes.text_kernel, sizes.text_kernel_sharpness)
         return model.eval()
 
     def _bias_by_text(self, text: torch.Tensor) -> torch.Tensor:

@@ -212,6 +212,10 @@ class RegressionSettings:
     neighbours: int = setting(200, "weights kept of each support item", low=1)
     most_items: int = setting(8192, "items it is solved for at most, the most frequent ones", low=1)
     by_text: bool = setting(True, "predict from their text the weights of items that training does not know")
+    text_kernel: float = setting(
+        32.0, "what support items that training does not know count for items of like text; 0: nothing", low=0
+    )
+    text_kernel_sharpness: float = setting(8.0, "of that likeness, exp(sharpness (cosine - 1))", low=0)
     start_prior: bool = setting(True, "add the log of how many users had an item after as many first interactions")
 
 
