@@ -28,6 +28,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 
 from metarec_shared.catalogue import Catalogue
+from metarec_shared.content_kernel import content_kernel
 from metarec_shared.dataset import RatingScale
 from metarec_shared.item_content import with_content
 from metarec_shared.meta_gradient import MetaGradient, clip_factors
@@ -41,6 +42,7 @@ RatingBatch = tuple[RatingTasks, Float[Tensor, " users"]]
 _FIRST_SCALE = 0.1
 _FIRST_LOG_PENALTY = 1.0
 _USERS_CLIPPED_AT_ONCE = 16
+_NOISE = 1.0
 
 
 class RatingModel(nn.Module):
@@ -102,6 +104,32 @@ class RatingModel(nn.Module):
         with torch.no_grad():
             base, features = self.items(everything, torch.ones(1, dtype=torch.bool, device=self.text.device))
         return base[0], features[0]
+
+    def tell(self, share: float) -> None:
+        """Give items that have nothing of their own what items of similar text have, in part.
+
+        What is expected of them is then ``share`` times a kernel regression on text, of bias and features of the items
+        that do have something of their own, and the rest what it was, linear in text. The kernel is exp(-d^2 / m), with
+        m the mean squared distance of two items.
+
+        Args:
+            share: From 0, where nothing is done, to 1.
+        """
+        own = torch.cat([self.item_bias[:, None], self.item_ids], dim=1).detach()
+        heard = own.any(dim=1).cpu()
+        if not share or heard.all() or not heard.any():
+            return
+        linear = torch.cat([(self.text @ self.text_bias)[:, None], self.text @ self.projection], dim=1).detach()
+        text, targets = self.text.double().cpu().numpy(), (linear + own)[heard].double().cpu().numpy()
+        apart = 2.0 * float(text.var(axis=0).sum())
+        counts = heard.numpy().astype(np.float64)
+        kernel = content_kernel(text, counts, gamma=1.0 / max(apart, 1e-12), noise=_NOISE, few=0.0)
+        mean = targets.mean(axis=0)
+        told = torch.from_numpy(mean + kernel.predict(targets - mean)).to(linear)
+        filled = torch.where(heard.to(own.device)[:, None], own, share * (told - linear))
+        with torch.no_grad():
+            self.item_bias.copy_(filled[:, 0])
+            self.item_ids.copy_(filled[:, 1:])
 
     def forward(self, tasks: RatingTasks, *, adapt: bool = True) -> Float[Tensor, "users rows"]:
         """Return the ratings expected of every row, after the users' vectors were found on their support sets.

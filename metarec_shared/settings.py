@@ -224,6 +224,12 @@ class RatingSettings:
     hidden: float = setting(0.2, "share of tasks in which items have nothing of their own, text alone", low=0, high=1)
     decay: float = setting(0.003, "penalty of what is an item's own, each time it appears in a task", low=0)
     text_decay: float = setting(0.001, "penalty of what texts say of the ratings of their items, in each task", low=0)
+    kernel: float = setting(
+        0.0,
+        "share of items alike by a kernel in what is said of items that nobody rated, the rest is linear",
+        low=0,
+        high=1,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -431,6 +437,7 @@ RATING_DEFAULTS: Mapping[str, Scalar] = {
     "outer.warmup-rounds": 0,
     "outer.averaging": 0.0,
     "rating.content": True,
+    "rating.kernel": 0.5,
 }
 """What a simulation with model.target = rating changes of the defaults."""
 

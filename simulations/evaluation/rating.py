@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec_shared.checkpoint import load_checkpoint
+from metarec_shared.content_kernel import ContentKernel, content_kernel
 from metarec_shared.dataset import Dataset, RatingScale
 from metarec_shared.errors import DataError
 from metarec_shared.interactions import Interactions, starts
@@ -25,7 +26,6 @@ from metarec_shared.rating_tasks import middle
 from metarec_shared.settings import RATING_DEFAULTS, Settings
 from metarec_shared.sources import load_dataset, load_item_features
 from metarec_shared.split import Role
-from simulations.baselines.content_kernel import ContentKernel, content_kernel
 from simulations.baselines.matrix_factorization import BIAS_PENALTY, factorize
 from simulations.baselines.melu import MeLUPredictor, MeLUSettings, PreferenceEstimator, item_content, train_melu
 from simulations.baselines.rating_fold_in import FoldIn
@@ -289,7 +289,7 @@ def matrix_factorization(problem: RatingProblem, stage: RatingStage, chosen: Map
 
 def ours(problem: RatingProblem, stage: RatingStage, chosen: Mapping[str, Any]) -> Predictor:
     """Meta-train item vectors through ridge regressions on support sets, in a federation with a node a user."""
-    base, features, penalty = _federated(problem, stage)
+    base, features, penalty = _federated(problem, stage, chosen["kernel"])
     return FoldIn(
         base=base,
         features=features,
@@ -373,7 +373,7 @@ def rating_text(settings: Settings) -> Float[np.ndarray, "items text"]:
 
 @lru_cache(maxsize=8)
 def _federated(
-    problem: RatingProblem, stage: RatingStage
+    problem: RatingProblem, stage: RatingStage, kernel: float
 ) -> tuple[Float[np.ndarray, " items"], Float[np.ndarray, "items width"], Float[np.ndarray, " width"]]:
     """Return base and features of every item, and the learned penalty, that a federation of the stage's users learns.
 
@@ -389,7 +389,9 @@ def _federated(
     settings = settings_with_data(recipe, problem.folder / f"data-{part}", dataset, stage.train, roles)
     folder = problem.folder / f"metarec-{part}"
     run_once(settings, folder, problem.say)
-    model = load_checkpoint(folder).rating_model()
+    checkpoint = load_checkpoint(folder)
+    told = replace(recipe, rating=replace(recipe.rating, kernel=kernel))
+    model = replace(checkpoint, settings=told).rating_model()
     base, features = (tensor.double().numpy() for tensor in model.catalogue())
     return middle(problem.scale) + base, features, model.log_penalty.detach().exp().double().numpy()
 
@@ -424,7 +426,7 @@ _CONTENT: Options = {"gamma": (1.0, 0.5, 0.25, 2.0), "noise": (0.5, 0.2, 1.0, 2.
 _USER: Options = {"bias": (BIAS_PENALTY, 1.0, 6.0), "history": (0.0, 0.1, 0.3, 1.0)}
 
 RATING_FITS: dict[str, tuple[Fit, Options]] = {
-    OURS: (ours, {"history": _USER["history"], "fold-in": (1.0, 0.7, 1.5)}),
+    OURS: (ours, {"kernel": (0.5, 0.0, 1.0), "history": _USER["history"], "fold-in": (1.0, 0.7, 1.5)}),
     "fedrecon": (fedrecon, {"decay": (0.03, 0.1), "steps": (10, 5, 20)}),
     "melu": (melu, {"steps": (5, 1), "rate": (0.005, 0.01, 0.0025), "epochs": _MELU_EPOCHS}),
     "mf": (
