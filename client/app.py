@@ -73,8 +73,9 @@ def answer(learner: Learner | RatingLearner, nodes: Nodes, content: RecordDict, 
         case _:
             judge = wire.unpack_request(EvaluateRequest, content)
             regression = wire.request_regression(content, len(learner.model.text)) if judge.blends else None
+            prior = wire.request_start_prior(content, len(learner.model.text)) if judge.start_blends else None
             parameters = wire.request_parameters(content)
-            return wire.pack_evaluation(evaluate_nodes(learner, parameters, nodes, judge, regression))
+            return wire.pack_evaluation(evaluate_nodes(learner, parameters, nodes, judge, regression, prior))
 
 
 @app.query()

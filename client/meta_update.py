@@ -23,6 +23,7 @@ from metarec_shared.device import tiny_numbers_flushed
 from metarec_shared.errors import NodeError, Refusal
 from metarec_shared.evaluation import (
     USERS_AT_ONCE,
+    Scorer,
     batched,
     cold_user_tasks,
     evaluate,
@@ -33,6 +34,7 @@ from metarec_shared.exchange import EvaluateRequest, Evaluation, MetaUpdate, Par
 from metarec_shared.meta_gradient import Batch, MetaGradient
 from metarec_shared.pretraining import draw_histories
 from metarec_shared.pretraining.gradient import Batch as HistoriesAndWeights
+from metarec_shared.start_prior import StartPrior
 from metarec_shared.task_regression import TaskRegression
 from metarec_shared.tasks import TaskBatch, with_substitutes
 
@@ -142,6 +144,7 @@ def evaluate_nodes(
     nodes: Nodes,
     request: EvaluateRequest,
     regression: TaskRegression | None = None,
+    start_prior: StartPrior | None = None,
 ) -> Evaluation:
     """Rank the catalogue for the users of ``nodes`` in a role, or predict their ratings, and sum their metrics.
 
@@ -151,6 +154,7 @@ def evaluate_nodes(
         nodes: Whose users are judged.
         request: How.
         regression: A task regression to blend in, in as many ways as the request says.
+        start_prior: A start prior to blend in beside it.
 
     Raises:
         WireError: The parameters or the catalogue are not this learner's.
@@ -172,13 +176,21 @@ def evaluate_nodes(
         if regression is None:
             metrics = evaluate(scorer, batches, learner.settings.evaluation.k)
         else:
-            predictions = regression.to(learner.device)
-            metrics = evaluate_blends(scorer, predictions, request.blends, batches, learner.settings.evaluation.k)
+            added = [(request.blends, _predictions(regression.to(learner.device)))]
+            if start_prior is not None:
+                prior = start_prior.to(learner.device)
+                added.append((request.start_blends, lambda batch: prior.predictions(batch.to(learner.device))))
+            metrics = evaluate_blends(scorer, added, batches, learner.settings.evaluation.k)
     return Evaluation(
         sums={name: float(values.sum()) for name, values in metrics.items() if not name.startswith("auc")},
         users=sum(len(batch) for batch in batches),
         nodes=len(nodes),
     )
+
+
+def _predictions(regression: TaskRegression) -> Scorer:
+    place = regression.weights.device
+    return lambda batch: regression.predictions(batch.support.to(place), batch.support_mask.to(place))
 
 
 def _batches(draw_rows: Callable[[slice], Batch], users: int, size: int) -> Iterator[Batch]:

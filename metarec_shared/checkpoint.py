@@ -27,14 +27,17 @@ from metarec_shared.model import BertRecommender
 from metarec_shared.model_card import model_card
 from metarec_shared.rating_model import RatingModel
 from metarec_shared.settings import Scalar, Settings, flatten
+from metarec_shared.start_prior import StartPrior
 from metarec_shared.task_regression import TaskRegression, TextWeights
 from metarec_shared.tasks import Order
+from metarec_shared.text_kernel import TextKernel
 from metarec_shared.text_ridge import fit_text_ridge
 
-FORMAT = 3
+FORMAT = 4
 _BEFORE: dict[int, dict[str, Scalar]] = {
     1: {"model.order-aware": False, "tasks.time-share": 0.0, "adaptation.evidence": False},
     2: {"adaptation.evidence": False},
+    3: {},
 }
 """What earlier formats could not do, so that their settings do not say it."""
 _STATES_BEFORE = 2
@@ -58,6 +61,7 @@ class Checkpoint:
         round_number: Round after which the checkpoint was taken.
         validation: Its validation metric; None where none was measured.
         regressions: Task regressions that are added to the scores, by the order in which histories are read.
+        start_prior: What is added where the support set begins a history; None: nothing.
     """
 
     parameters: Parameters
@@ -69,6 +73,7 @@ class Checkpoint:
     round_number: int
     validation: float | None
     regressions: Mapping[Order, TaskRegression] = field(default_factory=dict)
+    start_prior: StartPrior | None = None
 
     def model(self, device: torch.device | None = None) -> BertRecommender:
         """Return the recommender over the items that training knew.
@@ -82,6 +87,7 @@ class Checkpoint:
         load_parameters(model, self.parameters, CheckpointError)
         place = device or torch.device("cpu")
         model.regressions = {order: regression.to(place) for order, regression in self.regressions.items()}
+        model.start_prior = None if self.start_prior is None else self.start_prior.to(place)
         return model.to(place).eval()
 
     def rating_model(self, *, full: bool = False) -> RatingModel:
@@ -121,8 +127,9 @@ class Checkpoint:
     ) -> BertRecommender:
         """Return the recommender over another catalogue: an item training did not know comes by its text alone.
 
-        Such an item has no ID vector. Its score bias, and what task regressions say of it, are predicted from its text
-        as those of the known items are from theirs.
+        Such an item has no ID vector. Its score bias, and what task regressions and the start prior say of it, are
+        predicted from its text as those of the known items are from theirs. In a support set it speaks for items of
+        like text (``text_kernel``).
 
         Args:
             text: Text vectors of that catalogue, by the same encoder, [items, text].
@@ -143,6 +150,11 @@ class Checkpoint:
         model.regressions = {
             order: regression.transferred(len(text), at, of, text) for order, regression in self.regressions.items()
         }
+        if self.start_prior is not None:
+            model.start_prior = self.start_prior.transferred(len(text), at, of, text)
+        sizes, unknown = self.settings.regression, torch.ones(len(text), dtype=torch.bool).index_fill(0, at, False)
+        if sizes.text_kernel and unknown.any():
+            model.text_kernel = TextKernel.over(text, unknown, sizes.text_kernel, sizes.text_kernel_sharpness)
         return model.eval()
 
     def _bias_by_text(self, text: torch.Tensor) -> torch.Tensor:
@@ -151,7 +163,7 @@ class Checkpoint:
 
     def describe(self) -> dict[str, Any]:
         """Return the description that stands in the file's header."""
-        scale = self.rating_scale
+        scale, prior = self.rating_scale, self.start_prior
         return {
             "format": FORMAT,
             "round": self.round_number,
@@ -163,6 +175,7 @@ class Checkpoint:
                 order: {str(size): blend for size, blend in regression.blends.items()}
                 for order, regression in self.regressions.items()
             },
+            "start_prior": None if prior is None else {"sizes": prior.sizes, "blends": prior.blends},
             "settings": json.loads(self.settings.to_json()),
         }
 
@@ -204,6 +217,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         if regression.by_text is not None:
             tensors[f"{order}/text-coefficients"] = regression.by_text.coefficients
             tensors[f"{order}/text-intercept"] = regression.by_text.intercept
+    if checkpoint.start_prior is not None:
+        tensors["start/logs"] = checkpoint.start_prior.logs
     tensors["text"] = checkpoint.text.contiguous()
     tensors["known_items"] = torch.from_numpy(checkpoint.items.positions)
     catalogue = checkpoint.items.catalogue
@@ -248,6 +263,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             order: _load_regression(tensors, order, blends)
             for order, blends in description.get("regressions", {}).items()
         },
+        start_prior=_load_start_prior(tensors, description.get("start_prior")),
     )
 
 
@@ -308,6 +324,13 @@ def _load_regression(tensors: dict[str, torch.Tensor], order: str, blends: dict[
         blends={int(size): blend for size, blend in blends.items()} if isinstance(blends, dict) else {1: blends},
         by_text=by_text,
     )
+
+
+def _load_start_prior(tensors: dict[str, torch.Tensor], described: dict[str, list[Any]] | None) -> StartPrior | None:
+    if described is None:
+        return None
+    sizes, blends = (tuple(described[name]) for name in ("sizes", "blends"))
+    return StartPrior(sizes=sizes, logs=tensors["start/logs"], blends=blends)
 
 
 def _load_catalogue(path: Path) -> Catalogue:

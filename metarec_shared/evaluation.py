@@ -13,7 +13,6 @@ from metarec_shared.exchange import blended
 from metarec_shared.metrics import ranking_metrics
 from metarec_shared.model import BertRecommender
 from metarec_shared.population import Population
-from metarec_shared.task_regression import TaskRegression
 from metarec_shared.tasks import Order, Task, TaskBatch, pad
 
 USERS_AT_ONCE = 256
@@ -69,21 +68,28 @@ def evaluate(scorer: Scorer, batches: Sequence[TaskBatch], k: int) -> dict[str, 
 
 
 def evaluate_blends(
-    scorer: Scorer, regression: TaskRegression, blends: Sequence[float], batches: Sequence[TaskBatch], k: int
+    scorer: Scorer, added: Sequence[tuple[Sequence[float], Scorer]], batches: Sequence[TaskBatch], k: int
 ) -> dict[str, Float[Tensor, " users"]]:
-    """Return every ranking metric of every user with a task regression's predictions added, for each of ``blends``.
+    """Return every ranking metric of every user with other scores added, for each way to blend them.
 
-    The scorer is asked once a batch, whatever the number of blends; names are those of ``blended``.
+    Every scorer is asked once a batch, whatever the number of blends; names are those of ``blended``.
+
+    Args:
+        scorer: What is added to.
+        added: What is added, and what it is multiplied by, each as many numbers.
+        batches: Tasks.
+        k: Length of lists.
     """
     found: dict[str, Tensor] = {}
     with torch.no_grad():
-        scored = [scorer(batch) for batch in batches]
-        predicted = [
-            regression.predictions(*(t.to(regression.weights.device) for t in (batch.support, batch.support_mask)))
-            for batch in batches
-        ]
-    for place, blend in enumerate(blends):
-        sums = iter([scores + blend * added for scores, added in zip(scored, predicted, strict=True)])
+        scored = [(scorer(batch), [one(batch) for _, one in added]) for batch in batches]
+    for place, blends in enumerate(zip(*(blends for blends, _ in added), strict=True)):
+        sums = iter(
+            [
+                scores + sum(blend * other for blend, other in zip(blends, others, strict=True))
+                for scores, others in scored
+            ]
+        )
         metrics = evaluate(lambda batch, sums=sums: next(sums), batches, k)  # type: ignore[misc]
         found |= {blended(name, place): values for name, values in metrics.items()}
     return found

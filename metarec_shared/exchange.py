@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -66,10 +67,12 @@ class MomentsRequest:
     Attributes:
         catalogue: Fingerprint of the catalogue; a node with another one refuses.
         order: Order in which histories are read; a node without timestamps has no moments in time order.
+        start_sizes: Sizes of support sets after which users' next items are counted (``start_prior``), in time order.
     """
 
     catalogue: str
     order: Order
+    start_sizes: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +81,12 @@ class Moments:
 
     Attributes:
         moments: Summed over their meta-training users.
+        starts: Counts of what follows the first interactions, of the same users, sparse float32 [start_sizes, items].
         nodes: Nodes that took part.
     """
 
     moments: TaskMoments
+    starts: sp.csr_array
     nodes: int
 
 
@@ -134,6 +139,8 @@ class EvaluateRequest:
         sampling_rate: Share of the users in the role that are judged, the same ones every time.
         blends: What the predictions of the task regression that comes with the request are multiplied by before they
             are added to the model's scores, one metric each for every one; empty: no regression comes.
+        start_blends: What the start prior that comes with it is multiplied by, beside each of ``blends``; empty: no
+            prior comes.
         rating_scale: The scale on which all nodes read ratings as feedback; None: there are no ratings.
         catalogue: Fingerprint of the catalogue the parameters belong to.
     """
@@ -147,6 +154,7 @@ class EvaluateRequest:
     rating_scale: RatingScale | None
     catalogue: str
     blends: Sequence[float] = ()
+    start_blends: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,8 +25,10 @@ from metarec_shared.causal_encoder import build_causal_encoder, last_output, rea
 from metarec_shared.inner_loop import Items, scores
 from metarec_shared.rating_head import RatingHead
 from metarec_shared.settings import AdaptationSettings, ModelSettings
+from metarec_shared.start_prior import StartPrior
 from metarec_shared.task_regression import TaskRegression
 from metarec_shared.tasks import FEEDBACK_LEVELS, Order, TaskBatch
+from metarec_shared.text_kernel import TextKernel
 from metarec_shared.user_encoder import RECENCY_LEVELS, Attributes, read_support
 
 
@@ -66,6 +68,8 @@ class BertRecommender(nn.Module):
         self.rating_head = RatingHead(width) if model.rating_weight else None
         self.adaptation: Adaptation = build_adaptation(adaptation, width)
         self.regressions: Mapping[Order, TaskRegression] = {}
+        self.start_prior: StartPrior | None = None
+        self.text_kernel: TextKernel | None = None
 
     def item_vectors(self, id_mask: Bool[Tensor, " items"] | None = None) -> Float[Tensor, "items width"]:
         """Return the vector of every item; ``id_mask`` switches ID vectors off where it is false."""
@@ -148,12 +152,16 @@ class BertRecommender(nn.Module):
         return Items(E, self.item_bias)
 
     def regressed(self, scored: Float[Tensor, "users items"], tasks: TaskBatch) -> Float[Tensor, "users items"]:
-        """Add what the task regressions predict of each user's support set, where the model has any."""
+        """Add what is predicted of each user's support set beside the model, by whatever the model has for it."""
         for order, regression in self.regressions.items():
             of_order = torch.zeros(len(tasks), dtype=torch.bool) if tasks.in_time is None else tasks.in_time
             chosen = of_order if order == "time" else ~of_order
             mask = tasks.support_mask & chosen[:, None].to(tasks.support.device)
             scored = scored + regression.blended(tasks.support, mask)
+        if self.start_prior is not None:
+            scored = scored + self.start_prior.blended(tasks)
+        if self.text_kernel is not None:
+            scored = scored + self.text_kernel.predictions(tasks.support, tasks.support_mask)
         return scored
 
     def forward(

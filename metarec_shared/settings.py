@@ -132,7 +132,7 @@ class ModelSettings:
     heads: int = setting(2, "attention heads of the user encoder", low=1)
     intermediate: int = setting(256, "width of the feed-forward layers of the user encoder", low=4)
     item_ids: bool = setting(True, "learn an ID vector an item beside its text")
-    feedback: bool = setting(True, "add an embedding of the rating to each support item")
+    feedback: bool = setting(False, "add an embedding of the rating to each support item")
     order_aware: bool = setting(True, "read histories in time order with a state token of their own")
     recency: bool = setting(False, "add an embedding of the rank in time to each support item that bert reads")
     rating_weight: float = setting(
@@ -162,7 +162,7 @@ class TaskSettings:
         0.5, "share of tasks in time order that begin where the history does, as a new user's will", low=0, high=1
     )
     vary_support: float = setting(0.8, "share of tasks whose support size is drawn from 1..support", low=0, high=1)
-    support_dropout: float = setting(0.15, "chance of a support item to be hidden from its task", low=0, high=0.95)
+    support_dropout: float = setting(0.0, "chance of a support item to be hidden from its task", low=0, high=0.95)
     feature_dropout: float = setting(0.2, "dropout on the user encoder's inputs and output", low=0, high=0.95)
     attribute_dropout: float = setting(0.2, "chance of a user attribute to be hidden from its task", low=0, high=1)
     id_dropout: float = setting(0.2, "chance of an item's ID vector to be off for a round", low=0, high=0.95)
@@ -207,10 +207,16 @@ class RegressionSettings:
     """The linear meta-learner in closed form that is added to the adapted model's scores; off under privacy."""
 
     enabled: bool = setting(True, "fit it after meta-training, on second moments of all meta-training users' tasks")
+    support: int = setting(0, "support items of its tasks in random order, at most; 0: tasks.support", low=0)
     penalty: float = setting(0.5, "of its squared weights, over the mean diagonal of the moments", low=1e-6)
     neighbours: int = setting(200, "weights kept of each support item", low=1)
     most_items: int = setting(8192, "items it is solved for at most, the most frequent ones", low=1)
     by_text: bool = setting(True, "predict from their text the weights of items that training does not know")
+    text_kernel: float = setting(
+        32.0, "what support items that training does not know count for items of like text; 0: nothing", low=0
+    )
+    text_kernel_sharpness: float = setting(8.0, "of that likeness, exp(sharpness (cosine - 1))", low=0)
+    start_prior: bool = setting(True, "add the log of how many users had an item after as many first interactions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

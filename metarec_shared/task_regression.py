@@ -2,11 +2,20 @@
 
 A task has a support set x and a query set y, both as indicators over the catalogue. The weights B that predict best,
 
-    B = argmin_B  sum over tasks |y - x B|^2 + penalty |B|^2  =  (S + penalty I)^-1 Q,
+    B = argmin_B  sum over tasks |y - x B|^2 + penalty |B|^2  =  P Q,     P = (S + penalty I)^-1,
     S = sum over tasks x' x,      Q = sum over tasks x' y,
 
 need only the second moments S and Q, which are sums over users: every node adds up its own. Tasks are those that
-cold-start users are judged by, and the sums run over all of them. In random order that is an expectation over orders:
+cold-start users are judged by, and the sums run over all of them.
+
+In time order that is what follows. In random order nothing does, and that support items are not in the query set is no
+reason to score low what goes with them: what is predicted is that the user has an item, x + y. No item may speak for
+itself then, and
+
+    B = argmin_B  sum over tasks |x + y - x B|^2 + penalty |B|^2  with B_jj = 0
+      = T - P diag(T_jj / P_jj),    T = P (S + Q).
+
+The sums are then expectations over orders:
 of a history of n items, s go into the support set and the others are the query, so that
 
     E[x_i x_i] = s / n,   E[x_i x_j] = s (s - 1) / (n (n - 1)),   E[x_i y_j] = s (n - s) / (n (n - 1)).
@@ -16,18 +25,19 @@ In time order a task is s interactions in a row and those that follow, and a his
 An item that nobody had has no column in B. Its column is predicted from its text, by ridge regression of the columns of
 the others on theirs: of what a support item speaks for, text tells how much it speaks for each direction of text.
 
-EASE regresses whole histories on themselves, with an item's own weight forced to zero; here nobody's support item is
-in his query set, so there is nothing to force, and the loss is that of users with few interactions.
+EASE regresses whole histories on themselves, which is the second without query sets; here the loss is that of users
+who have few interactions.
 
 References:
-    Steck (2019), Embarrassingly shallow autoencoders for sparse data, equation 8 (EASE).
+    Steck (2019), Embarrassingly shallow autoencoders for sparse data, equations 6 to 8 (EASE).
     Steck (2020), Autoencoders that don't overfit towards the identity, section 3 (dropout in closed form).
     Bertinetto et al. (2019), Meta-learning with differentiable closed-form solvers, equation 6.
     Gantner et al. (2010), Learning attribute-to-feature mappings for cold-start recommendations, section III.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -38,6 +48,8 @@ from torch import Tensor
 
 from metarec_shared.interactions import Interactions
 from metarec_shared.text_ridge import fit_text_ridge
+
+Target = Literal["query", "both"]
 
 USERS_AT_ONCE = 4096
 """Users whose moments are added up together; memory grows with it."""
@@ -227,8 +239,9 @@ class TaskRegression:
     ) -> Float[Tensor, "users items"]:
         """Return what is added to a model's scores: predictions by the blend of each support set's size."""
         sizes = sorted(self.blends)
-        blends = np.interp(mask.sum(dim=1).cpu().numpy(), sizes, [self.blends[size] for size in sizes])
-        return torch.from_numpy(blends).to(self.weights)[:, None] * self.predictions(support, mask)
+        weights = between_sizes(sizes, mask.sum(dim=1)).to(self.weights)
+        blends = weights @ weights.new_tensor([self.blends[size] for size in sizes])
+        return blends[:, None] * self.predictions(support, mask)
 
     def to(self, device: torch.device) -> "TaskRegression":
         """Return the regression on ``device``."""
@@ -269,6 +282,7 @@ class TaskRegression:
 def fit_task_regression(
     moments: TaskMoments,
     *,
+    target: Target,
     penalty: float,
     neighbours: int,
     most_items: int | None = None,
@@ -276,10 +290,12 @@ def fit_task_regression(
 ) -> TaskRegression:
     """Solve the regression and keep the strongest weights of each support item.
 
-    Time grows with the cube of the items that are solved for, memory with the square.
+    Time grows with the cube of the items that are solved for, memory with the square (a few such matrices).
 
     Args:
         moments: Of all tasks.
+        target: What is predicted: the query set, or that a user has an item, whether it is in the support or the query
+            set; no item speaks for itself then.
         penalty: Of the squared weights, over the mean diagonal of S.
         neighbours: Weights kept of each support item, the largest in size.
         most_items: Items that are solved for at most, those in most support sets; the others have no weights.
@@ -300,7 +316,13 @@ def fit_task_regression(
         )
     S = torch.from_numpy(moments.support.toarray())
     S.diagonal().add_(penalty * S.diagonal().mean().clamp(min=torch.finfo(S.dtype).tiny))
-    B = torch.cholesky_solve(torch.from_numpy(moments.query.toarray()), torch.linalg.cholesky(S))
+    root = torch.linalg.cholesky(S)
+    if target == "query":
+        B = torch.cholesky_solve(torch.from_numpy(moments.query.toarray()), root)
+    else:
+        P = torch.cholesky_inverse(root)
+        T = P @ torch.from_numpy((moments.support + moments.query).toarray())
+        B = (T - P * (T.diagonal() / P.diagonal())).fill_diagonal_(0.0)
     strongest = B.abs().topk(min(neighbours, len(B)), dim=1).indices
     found = TaskRegression(
         neighbours=strongest,
@@ -318,3 +340,16 @@ def _fit_text_weights(B: Float[Tensor, "items items"], text: Float[Tensor, "item
         positions=torch.zeros(0, dtype=torch.int64),
         text=text[:0],
     )
+
+
+def between_sizes(sizes: Sequence[int], wanted: Int[Tensor, " users"]) -> Float[Tensor, "users sizes"]:
+    """Return the weights by which values at ``sizes``, ascending, are interpolated linearly; beyond them constant."""
+    knots = torch.tensor(sizes, dtype=torch.float32, device=wanted.device)
+    place = wanted.to(knots).clamp(knots[0], knots[-1])
+    right = torch.searchsorted(knots, place).clamp(min=1, max=max(len(sizes) - 1, 1))
+    weights = torch.ones(len(wanted), 1, device=wanted.device).expand(-1, len(sizes)).clone()
+    if len(sizes) == 1:
+        return weights
+    left = right - 1
+    share = (place - knots[left]) / (knots[right] - knots[left])
+    return weights.zero_().scatter(1, left[:, None], 1 - share[:, None]).scatter(1, right[:, None], share[:, None])

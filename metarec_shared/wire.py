@@ -6,7 +6,7 @@ up, "parameters" (an ArrayRecord) where parameters travel.
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
@@ -34,6 +34,7 @@ from metarec_shared.privacy.terms import Terms
 from metarec_shared.quantization import checked, dequantize, quantize
 from metarec_shared.settings import Mode
 from metarec_shared.split import Role
+from metarec_shared.start_prior import StartPrior
 from metarec_shared.task_regression import TaskMoments, TaskRegression
 
 Bits = Literal[8, 16, 32]
@@ -127,6 +128,7 @@ def pack_request(
     request: EnrollmentRequest | MomentsRequest | TrainRequest | EvaluateRequest,
     parameters: ArrayRecord | None = None,
     regression: TaskRegression | None = None,
+    start_prior: StartPrior | None = None,
 ) -> RecordDict:
     """Return the content of a message to a node; ``parameters`` are shared between messages, not copied."""
     content = RecordDict(
@@ -137,6 +139,9 @@ def pack_request(
     if regression is not None:
         arrays = {"neighbours": regression.neighbours.to(torch.int32), "weights": regression.weights}
         content["regression"] = pack_parameters(arrays)
+    if start_prior is not None:
+        sizes = torch.tensor(start_prior.sizes, dtype=torch.int64)
+        content["start-prior"] = pack_parameters({"sizes": sizes, "logs": start_prior.logs})
     return content
 
 
@@ -173,8 +178,9 @@ def unpack_request(kind: type[RequestT], content: RecordDict) -> RequestT:
         raise WireError(f"{kind.__name__} must have {sorted(wanted)}, got {sorted(values)}")
     if "rating_scale" in values:
         values["rating_scale"] = _scale(values["rating_scale"])
-    if "blends" in wanted and values["blends"] == []:  # an empty list has no type of its own
-        values["blends"] = ()
+    for name in _LISTS & wanted:
+        if values[name] == []:  # an empty list has no type of its own
+            values[name] = ()
     for key in fields(kind):
         if type(values.get(key.name)) not in _SCALARS.get(key.name, (str,)):
             raise WireError(f"{kind.__name__}.{key.name} is missing or mistyped, got {values.get(key.name)!r}")
@@ -185,10 +191,28 @@ def unpack_request(kind: type[RequestT], content: RecordDict) -> RequestT:
             raise WireError(f"no role {values['role']}")
         if values["support"] < 1:
             raise WireError(f"support must be at least 1, got {values['support']}")
-        if len(values["blends"]) > _MOST_BLENDS or not np.isfinite(values["blends"]).all():
-            raise WireError(f"blends must be at most {_MOST_BLENDS} finite numbers, got {len(values['blends'])}")
-        values["role"], values["blends"] = Role(values["role"]), tuple(values["blends"])
+        for name in ("blends", "start_blends"):
+            if len(values[name]) > _MOST_BLENDS or not np.isfinite(values[name]).all():
+                raise WireError(f"{name} must be at most {_MOST_BLENDS} finite numbers, got {len(values[name])}")
+        if values["start_blends"] and len(values["start_blends"]) != len(values["blends"]):
+            got = f"{len(values['start_blends'])} and {len(values['blends'])}"
+            raise WireError(f"start_blends must be none, or as many as blends, got {got}")
+        values["role"] = Role(values["role"])
+    if kind is MomentsRequest:
+        _check_sizes(values["start_sizes"])
+    for name in _LISTS & wanted:
+        values[name] = tuple(values[name])
     return kind(**values)
+
+
+def _check_sizes(sizes: Sequence[Any]) -> None:
+    ascending = all(isinstance(size, int) for size in sizes) and list(sizes) == sorted(set(sizes))
+    if len(sizes) > _MOST_BLENDS or not ascending or (sizes and sizes[0] < 1):
+        raise WireError(f"sizes of support sets must be at most {_MOST_BLENDS} whole numbers from 1 up, got {sizes!r}")
+
+
+_LISTS = {"blends", "start_blends", "start_sizes"}
+"""Fields of requests that are lists on the wire."""
 
 
 _SCALARS: dict[str, tuple[type, ...]] = {
@@ -201,6 +225,8 @@ _SCALARS: dict[str, tuple[type, ...]] = {
     "support": (int,),
     "rating_scale": (RatingScale, type(None)),
     "blends": (list, tuple),
+    "start_blends": (list, tuple),
+    "start_sizes": (list, tuple),
 }
 
 
@@ -227,11 +253,27 @@ def request_regression(content: RecordDict, items: int) -> TaskRegression:
     return TaskRegression(neighbours=neighbours.long(), weights=weights)
 
 
+def request_start_prior(content: RecordDict, items: int) -> StartPrior:
+    """Read the start prior that came with a request.
+
+    Raises:
+        WireError: It is none over ``items`` items.
+    """
+    arrays = unpack_parameters(_record(content, "start-prior", ArrayRecord))
+    sizes, logs = arrays.get("sizes"), arrays.get("logs")
+    if sizes is None or logs is None or sizes.dtype != torch.int64 or logs.dtype != torch.float32 or sizes.dim() != 1:
+        raise WireError("a start prior must have sizes (int64, [sizes]) and logs (float32)")
+    _check_sizes(sizes.tolist())
+    if not len(sizes) or logs.shape != (len(sizes), items) or not logs.isfinite().all():
+        raise WireError(f"logs of a start prior must be finite, [{len(sizes)}, {items}], got {tuple(logs.shape)}")
+    return StartPrior(sizes=tuple(sizes.tolist()), logs=logs, blends=(0.0,) * len(sizes))
+
+
 def pack_moments(answer: Moments) -> RecordDict:
-    """Return the content of a node's answer: two sparse matrices, row by row."""
+    """Return the content of a node's answer: sparse matrices, row by row."""
     columns: dict[str, NDArray[Any]] = {}
-    for name in _MOMENTS:
-        matrix = getattr(answer.moments, name)
+    matrices = {"support": answer.moments.support, "query": answer.moments.query, "start": answer.starts}
+    for name, matrix in matrices.items():
         columns |= {
             f"{name}.starts": matrix.indptr.astype(np.int64),
             f"{name}.items": matrix.indices.astype(np.int32),
@@ -241,19 +283,27 @@ def pack_moments(answer: Moments) -> RecordDict:
     return RecordDict({"arrays": arrays, "numbers": MetricRecord({"nodes": answer.nodes})})
 
 
-def unpack_moments(content: RecordDict, items: int) -> Moments:
+def unpack_moments(content: RecordDict, items: int, start_sizes: int = 0) -> Moments:
     """Read an answer.
 
+    Args:
+        content: Of the message.
+        items: Size of the catalogue.
+        start_sizes: Sizes of support sets after which items were to be counted.
+
     Raises:
-        WireError: It holds no second moments over ``items`` items.
+        WireError: It holds no second moments over ``items`` items, or no such counts.
     """
     record = _record(content, "arrays", ArrayRecord)
     (nodes,) = _numbers(content, "nodes")
-    support, query = (_sparse_matrix(record, name, items) for name in _MOMENTS)
-    return Moments(moments=TaskMoments(support=support, query=query), nodes=int(nodes))
+    support, query = (_sparse_matrix(record, name, items, items) for name in ("support", "query"))
+    starts = _sparse_matrix(record, "start", start_sizes, items)
+    if starts.data.min(initial=0.0) < 0:
+        raise WireError("start moments must be counts, got one below 0")
+    return Moments(moments=TaskMoments(support=support, query=query), starts=starts, nodes=int(nodes))
 
 
-def _sparse_matrix(record: ArrayRecord, name: str, items: int) -> sp.csr_array:
+def _sparse_matrix(record: ArrayRecord, name: str, rows: int, items: int) -> sp.csr_array:
     parts = {
         part: _decode(f"{name}.{part}", record[f"{name}.{part}"])
         for part in ("starts", "items", "values")
@@ -263,15 +313,12 @@ def _sparse_matrix(record: ArrayRecord, name: str, items: int) -> sp.csr_array:
     if kinds != {"starts": ("int64", 1), "items": ("int32", 1), "values": ("float32", 1)}:
         raise WireError(f"{name} moments must be starts (int64), items (int32) and values (float32), got {kinds}")
     starts, columns, values = parts["starts"], parts["items"], parts["values"]
-    rows_fit = len(starts) == items + 1 and starts[0] == 0 and (np.diff(starts) >= 0).all()
+    rows_fit = len(starts) == rows + 1 and starts[0] == 0 and (np.diff(starts) >= 0).all()
     if not rows_fit or not starts[-1] == len(columns) == len(values):
-        raise WireError(f"{name} moments must have {items} rows that hold {len(values)} values")
+        raise WireError(f"{name} moments must have {rows} rows that hold {len(values)} values")
     if len(columns) and not (columns.min() >= 0 and columns.max() < items and np.isfinite(values).all()):
         raise WireError(f"{name} moments must be finite and of items from 0 to {items - 1}")
-    return sp.csr_array((values, columns, starts), shape=(items, items))
-
-
-_MOMENTS = ("support", "query")
+    return sp.csr_array((values, columns, starts), shape=(rows, items))
 
 
 def pack_enrollment(enrollment: Enrollment) -> RecordDict:

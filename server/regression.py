@@ -4,14 +4,19 @@ The last step of a run. Nodes add up second moments of their meta-training users
 histories are read. The server solves for the weights and asks the nodes of validation users how well the model ranks
 with the regression's predictions added, for a grid of blends; the best one is kept, none if nothing is better without.
 What it says of items that only their text is known of is solved here too, from the same moments.
+
+In time order nodes also count what follows users' first interactions, and the prior of the start that the counts make
+is blended in beside the regression in the same way.
 """
 
 import json
 import logging
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import scipy.sparse as sp
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
@@ -25,6 +30,7 @@ from metarec_shared.low_rank import adapted
 from metarec_shared.settings import Settings
 from metarec_shared.sources import ItemFeatures
 from metarec_shared.split import Role
+from metarec_shared.start_prior import StartPrior
 from metarec_shared.task_regression import TaskMoments, TaskRegression, fit_task_regression
 from metarec_shared.tasks import Order
 from server.delivery import Tally, deliver, folds_replies
@@ -32,6 +38,9 @@ from server.roster import Roster
 
 BLENDS = (0.0, *(float(2**power) for power in range(11)))
 """What predictions, which are shares of users, may be multiplied by to be added to logits."""
+
+START_BLENDS = (0.0, *(float(2**power) for power in range(-3, 6)))
+"""What the start prior, the log of a number of users, may be multiplied by before it is added to logits."""
 
 SUPPORTS = (1, 3, 5, 10)
 """Support items that blends are chosen for, as far as ``evaluation.support`` goes, and that."""
@@ -61,23 +70,38 @@ def add_task_regressions(grid: Grid, settings: Settings, roster: Roster, folder:
     if not wanted or roster.privacy is not None or not len(roster.validation):
         return
     checkpoint = load_checkpoint(folder)
-    if checkpoint.regressions:
+    if checkpoint.regressions or checkpoint.start_prior is not None:
         return
     parameters = checkpoint.parameters
     if settings.federation.lora_rank:  # merged already: adapters as they are drawn, at zero, stand beside them
         parameters = adapted(parameters, initial_model(settings, public.text))
     fitter = _Fitter(grid, settings, roster, public, parameters)
     orders: tuple[Order, ...] = ("random", "time")
-    found = {order: regression for order in orders if (regression := fitter.fitted(order)) is not None}
+    fits = {order: fitter.fitted(order) for order in orders}
     write_json(folder / BLENDS_FILE, fitter.judged)
-    if found:
-        save_checkpoint(replace(checkpoint, regressions=found), folder)
+    regressions = {order: fit.regression for order, fit in fits.items() if fit.regression is not None}
+    prior = fits["time"].start_prior
+    if regressions or prior is not None:
+        save_checkpoint(replace(checkpoint, regressions=regressions, start_prior=prior), folder)
 
 
 def read_blends(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Return, by order and by support items, a regression's blend and validation nDCG with it and without."""
+    """Return, by order and by support items, what is added with which blend, and validation nDCG with and without."""
     path = folder / BLENDS_FILE
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fit:
+    """What is added to the model's scores for histories in one order; None: nothing.
+
+    Attributes:
+        regression: With its blends.
+        start_prior: With its blends.
+    """
+
+    regression: TaskRegression | None = None
+    start_prior: StartPrior | None = None
 
 
 class _Fitter:
@@ -96,54 +120,78 @@ class _Fitter:
         self._packed = wire.pack_parameters({name: parameters[name] for name in travelling_names(settings, parameters)})
         self.judged: dict[str, dict[str, dict[str, float]]] = {}
 
-    def fitted(self, order: Order) -> TaskRegression | None:
-        """Return the regression with its best blends; None where there are no tasks, or the model is better alone."""
-        moments = self._moments(order)
-        if not moments.support.nnz:
-            return None
+    def fitted(self, order: Order) -> _Fit:
+        """Return the regression, and in time order the start prior, with the blends that validation users choose."""
+        answer = self._moments(order)
+        if not answer.moments.support.nnz:
+            return _Fit()
         sizes = self._settings.regression
         regression = fit_task_regression(
-            moments,
+            answer.moments,
+            target="both" if order == "random" else "query",
             penalty=sizes.penalty,
             neighbours=sizes.neighbours,
             most_items=sizes.most_items,
             text=self._text if sizes.by_text else None,
         )
+        prior = StartPrior.of(answer.starts, self._start_sizes(order)) if answer.starts.nnz else None
         blends: dict[int, float] = {}
+        start_blends: dict[int, float] = {}
         for support in self._supports():
-            values = self._judged(order, support, regression)
+            values = self._judged(order, support, regression, BLENDS)
             if not values:
                 continue
-            best = max(range(len(BLENDS)), key=lambda place: values[place])
+            best = int(np.argmax(values))
             blends[support] = BLENDS[best]
+            figures = {"blend": BLENDS[best], "validation": values[best], "without": values[0]}
+            if prior is not None:
+                fixed = (BLENDS[best],) * len(START_BLENDS)
+                values = self._judged(order, support, regression, fixed, prior, START_BLENDS)
+                best = int(np.argmax(values))
+                start_blends[support] = START_BLENDS[best]
+                figures |= {"start_blend": START_BLENDS[best], "validation": values[best]}
             logger.info(
                 "task regression, %s order, %d support items: validation nDCG@%d %.4f, %.4f without",
-                order, support, self._settings.evaluation.k, values[best], values[0],
+                order, support, self._settings.evaluation.k, figures["validation"], figures["without"],
             )  # fmt: skip
-            figures = {"blend": BLENDS[best], "validation": values[best], "without": values[0]}
             self.judged.setdefault(order, {})[str(support)] = figures
-        return replace(regression, blends=blends) if any(blends.values()) else None
+        return _Fit(
+            regression=replace(regression, blends=blends) if any(blends.values()) else None,
+            start_prior=None if prior is None or not any(start_blends.values()) else prior.with_blends(start_blends),
+        )
 
     def _supports(self) -> list[int]:
         most = self._settings.evaluation.support
         return [*(size for size in SUPPORTS if size < most), most]
 
-    def _moments(self, order: Order) -> TaskMoments:
-        content = wire.pack_request(MomentsRequest(catalogue=self._catalogue, order=order))
+    def _start_sizes(self, order: Order) -> tuple[int, ...]:
+        return tuple(self._supports()) if order == "time" and self._settings.regression.start_prior else ()
+
+    def _moments(self, order: Order) -> Moments:
+        sizes = self._start_sizes(order)
+        content = wire.pack_request(MomentsRequest(catalogue=self._catalogue, order=order, start_sizes=sizes))
         nodes = self._roster.training.nodes
-        total = TaskMoments.none(self._items)
+        total, starts = TaskMoments.none(self._items), sp.csr_array((len(sizes), self._items), dtype=np.float32)
 
         def unpacked(content: RecordDict) -> Moments:
-            return wire.unpack_moments(content, self._items)
+            return wire.unpack_moments(content, self._items, len(sizes))
 
         tally, replies = self._asked(content, nodes, "query.moments")
         for answer in tally.read(replies, unpacked):
-            total += answer.moments
+            total, starts = total + answer.moments, starts + answer.starts
         tally.check(self._settings.federation)
-        return total
+        return Moments(moments=total, starts=starts, nodes=len(nodes))
 
-    def _judged(self, order: Order, support: int, regression: TaskRegression) -> list[float]:
-        """Return nDCG@k of validation users for each of ``BLENDS``; empty where none is long enough."""
+    def _judged(
+        self,
+        order: Order,
+        support: int,
+        regression: TaskRegression,
+        blends: Sequence[float],
+        start_prior: StartPrior | None = None,
+        start_blends: Sequence[float] = (),
+    ) -> list[float]:
+        """Return nDCG@k of validation users for each way to blend; empty where none is long enough."""
         settings = self._settings
         judges = self._roster.judges(settings.run.seed, settings.evaluation.users)
         request = EvaluateRequest(
@@ -155,12 +203,13 @@ class _Fitter:
             sampling_rate=judges.sampling_rate,
             rating_scale=self._roster.rating_scale,
             catalogue=self._catalogue,
-            blends=BLENDS,
+            blends=blends,
+            start_blends=start_blends,
         )
-        content = wire.pack_request(request, self._packed, regression)
+        content = wire.pack_request(request, self._packed, regression, start_prior)
         tally, replies = self._asked(content, judges.nodes, "evaluate")
-        users, sums = 0, [0.0] * len(BLENDS)
-        names = [blended(f"ndcg@{settings.evaluation.k}", place) for place in range(len(BLENDS))]
+        users, sums = 0, [0.0] * len(blends)
+        names = [blended(f"ndcg@{settings.evaluation.k}", place) for place in range(len(blends))]
         answers: list[Evaluation] = list(tally.read(replies, wire.unpack_evaluation))
         tally.check(settings.federation)
         for answer in answers:

@@ -14,7 +14,7 @@ from metarec_shared.tasks import TaskBatch, draw_training_tasks
 
 ITEMS, WIDTH, TEXT = 30, 8, 6
 
-SMALL_MODEL = ModelSettings(width=WIDTH, heads=2, layers=1, intermediate=16)
+SMALL_MODEL = ModelSettings(width=WIDTH, heads=2, layers=1, intermediate=16, feedback=True)
 
 
 def small_model(

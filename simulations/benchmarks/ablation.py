@@ -3,18 +3,22 @@
 ``python -m simulations.benchmarks.ablation --data FOLDER [--seeds 0-4] [--only "a;b"] [--out DIR] [--json FILE]``
 
 Every choice is compared with the defaults over the same seeds: same split, same draws, one node a user. It is judged by
-validation users, in random and in time order; a choice pays if it is better by more than two standard errors in one
-order and not worse by as much in the other. Test users are shown beside, and decide nothing. Runs are cached in
-``--out``, so more seeds or choices are added by the same command.
+validation users, in random and in time order, and with few support items (the mean over both orders and ``FEW``); a
+choice pays if it is better by more than two standard errors in one of these and nowhere worse by as much. Test users
+are shown beside, and decide nothing. Runs are cached in ``--out``, so more seeds or choices are added by the same
+command.
 """
 
 import json
+import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from metarec_shared.checkpoint import load_checkpoint
 from metarec_shared.evaluation import batched, cold_user_tasks, evaluate, model_scorer
@@ -23,6 +27,7 @@ from metarec_shared.population import Population
 from metarec_shared.settings import Settings, parse_assignments
 from metarec_shared.sources import load_training_dataset
 from metarec_shared.split import Role
+from metarec_shared.tasks import Order
 from simulations.benchmarks.choices import Choice, compared, wanted_choices
 from simulations.benchmarks.measure import machine, print_table, write_figures
 from simulations.evaluation.benchmark import parse_seeds
@@ -33,9 +38,10 @@ SOURCE = "ablation benchmark"
 BASE = "defaults"
 FIGURES_FILE = "validation-and-test.json"
 ROLES = {"validation": Role.VALIDATION, "test": Role.TEST}
+FEW = (1, 3, 5)
+"""Support items of users with few of them."""
 
 _PRETRAINED = 100
-_SHOWN = (("_percent", "+"), ("_percent_se", ""))
 
 
 def _pretrained(**values: Any) -> dict[str, Any]:
@@ -66,15 +72,19 @@ CHOICES: dict[str, Choice] = {
     "self-training, 20 pseudo-labels": Choice(lever="addition", values={"adaptation.pseudo-labels": 20}),
     "adversarial, radius 0.5": Choice(lever="addition", values={"adaptation.perturbation": 0.5}),
     "adversarial, radius 2": Choice(lever="addition", values={"adaptation.perturbation": 2.0}),
-    "no task regression": Choice(lever="addition", values={"regression.enabled": False}),
+    "no task regression, no start prior": Choice(lever="addition", values={"regression.enabled": False}),
+    "no start prior": Choice(lever="addition", values={"regression.start-prior": False}),
+    "inner rates as they are, however few the items": Choice(lever="addition", values={"adaptation.evidence": False}),
     "no tasks in time order": Choice(lever="addition", values={"tasks.time-share": 0.0, "model.order-aware": False}),
     "one state token": Choice(lever="addition", values={"model.order-aware": False}),
     "ranks in time": Choice(lever="addition", values={"model.recency": True}),
     "ranks in time, reordered": Choice(lever="addition", values={"model.recency": True, "tasks.reorder": 0.3}),
     "a tenth substituted by text": Choice(lever="addition", values={"tasks.substitute": 0.1}),
-    "no support dropout": Choice(lever="addition", values={"tasks.support-dropout": 0.0}),
-    "support of any size": Choice(lever="addition", values={"tasks.vary-support": 0.5}),
-    "no feedback": Choice(lever="addition", values={"model.feedback": False}),
+    "support dropout": Choice(lever="addition", values={"tasks.support-dropout": 0.15}),
+    "support of one size": Choice(lever="addition", values={"tasks.vary-support": 0.0}),
+    "no tasks from the start of histories": Choice(lever="addition", values={"tasks.start-share": 0.0}),
+    "ratings predicted beside": Choice(lever="addition", values={"model.rating-weight": 0.1}),
+    "feedback": Choice(lever="addition", values={"model.feedback": True}),
     "no ID vectors": Choice(lever="addition", values={"model.item-ids": False}),
     "masked items first": Choice(lever="pre-training", values=_pretrained(pretraining__objective="masked-item")),
     "contrasted crops first": Choice(lever="pre-training", values=_pretrained(pretraining__objective="contrastive")),
@@ -87,7 +97,7 @@ CHOICES: dict[str, Choice] = {
 
 
 def figures_of(settings: Settings, folder: Path) -> dict[str, float]:
-    """Return nDCG@k of validation and test users in every order the data has, of a run made once.
+    """Return nDCG@k of validation and test users in every order the data has and with few items, of a run made once.
 
     Args:
         settings: The run's.
@@ -102,17 +112,23 @@ def figures_of(settings: Settings, folder: Path) -> dict[str, float]:
         found: dict[str, float] = {}
         for role_name, role in ROLES.items():
             users = population.judged(role, sizes.users)
-            for order in orders_of(dataset.interactions):
+
+            def judged(order: Order, support: int, role: Role = role, users: NDArray[np.int64] = users) -> float:
                 draws = sizes.validation_draws if order == "random" and role is Role.VALIDATION else 1
                 tasks = [
                     task
                     for draw in range(draws)
                     for task in cold_user_tasks(
-                        population, users, order, sizes.support, sizes.query, population.rating_scale, draw
+                        population, users, order, support, sizes.query, population.rating_scale, draw
                     )
                 ]
-                metrics = evaluate(score, batched(tasks), sizes.k)
-                found[f"{role_name} {order}"] = float(metrics[f"ndcg@{sizes.k}"].mean())
+                return float(evaluate(score, batched(tasks), sizes.k)[f"ndcg@{sizes.k}"].mean())
+
+            orders = orders_of(dataset.interactions)
+            found |= {f"{role_name} {order}": judged(order, sizes.support) for order in orders}
+            few = [judged(order, support) for order in orders for support in FEW if support < sizes.support]
+            if few:
+                found[f"{role_name} few"] = statistics.mean(few)
         write_json(path, found)
     figures: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     return figures

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from metarec_shared.checkpoint import Checkpoint
@@ -16,6 +17,7 @@ from metarec_shared.randomness import uniforms
 from metarec_shared.settings import DataSettings, Settings
 from metarec_shared.sources import catalogue_features, load_catalogue, load_dataset
 from metarec_shared.split import Role
+from metarec_shared.text_kernel import TextKernel
 from simulations.evaluation.cold_user import cold_user_cells
 from simulations.evaluation.derived import settings_with_data
 from simulations.evaluation.protocol import CHANCE, OURS, EvaluationProtocol, Method, Say
@@ -23,6 +25,9 @@ from simulations.evaluation.ranking import Fit, K, RankingProblem, RankingTrial,
 from simulations.evaluation.ranking_methods import chance, popularity, text_knn
 
 SCRATCH_USERS = 500
+WARM_ROUNDS = 300
+WARM_STEP = 0.25
+"""Outer learning rate of a warm start over that of a run from scratch: there is less to learn and more to lose."""
 
 
 def _transferred(trial: RankingTrial, *, adapt: bool) -> Scorers:
@@ -36,6 +41,25 @@ def _from_scratch(trial: RankingTrial) -> Scorers:
     return trial.everywhere(model_scorer(checkpoint.model(), adapt=True))
 
 
+def _text_kernel(trial: RankingTrial) -> Scorers:
+    text, sizes = trial.problem.text, trial.problem.settings.regression
+    kernel = TextKernel.over(text, torch.ones(len(text), dtype=torch.bool), 1.0, sizes.text_kernel_sharpness)
+    return trial.everywhere(lambda batch: kernel.predictions(batch.support, batch.support_mask))
+
+
+def _warm_start(trial: RankingTrial) -> Scorers:
+    assert isinstance(trial, CrossDomainTrial)
+    trial.trained(OURS, trial.problem.settings)
+    scratch = trial.scratch_settings
+    settings = replace(
+        scratch,
+        run=replace(scratch.run, init=str(trial.problem.folder / OURS)),
+        federation=replace(scratch.federation, rounds=min(scratch.federation.rounds, WARM_ROUNDS)),
+        outer=replace(scratch.outer, learning_rate=WARM_STEP * scratch.outer.learning_rate),
+    )
+    return trial.everywhere(model_scorer(trial.trained("warm-start", settings).model(), adapt=True))
+
+
 _METHODS: dict[Method, Fit] = {
     Method(name=OURS, about="ours, meta-trained on the first catalogue alone"): lambda trial: _transferred(
         trial, adapt=True
@@ -46,6 +70,11 @@ _METHODS: dict[Method, Fit] = {
     Method(
         name="from-scratch", about=f"ours, meta-trained on {SCRATCH_USERS} users of the second catalogue alone"
     ): _from_scratch,
+    Method(
+        name="warm-start",
+        about=f"ours, meta-trained on the first catalogue, then on {SCRATCH_USERS} users of the second",
+    ): _warm_start,
+    Method(name="text-kernel", about="ours without its model: the sharp kernel on text vectors alone"): _text_kernel,
     Method(name="text-knn", about="similarity of text vectors to those of the support set"): text_knn,
     Method(
         name="popularity", about=f"users by item, of {SCRATCH_USERS} users of the second catalogue", centralized=True

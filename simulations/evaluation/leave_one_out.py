@@ -1,5 +1,6 @@
 """The protocol leave-one-out: every user's last item is the test, the one before it validates, the others train."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,16 +13,17 @@ from torch import Tensor
 from metarec_shared.augmentation import time_ranks
 from metarec_shared.dataset import Dataset
 from metarec_shared.errors import DataError
-from metarec_shared.evaluation import batched
+from metarec_shared.evaluation import Scorer, batched, model_scorer
 from metarec_shared.interactions import Interactions, starts
 from metarec_shared.randomness import uniforms, user_keys
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_item_features, load_training_dataset
 from metarec_shared.tasks import Task, TaskBatch, feedback_levels
+from server.regression import BLENDS
 from simulations.evaluation.derived import role_shares, settings_with_data
 from simulations.evaluation.ncf_files import read_test_files
 from simulations.evaluation.negatives import never_touched, rarely_drawn
-from simulations.evaluation.protocol import EvaluationProtocol, Method, Say
+from simulations.evaluation.protocol import OURS, EvaluationProtocol, Method, Say
 from simulations.evaluation.ranking import (
     Judged,
     K,
@@ -41,6 +43,10 @@ SELECTING = 0.05
 """Share of users who choose the best round of our own model's runs instead of meta-training."""
 VALIDATING = 2_000
 """Users whose validation items methods are tuned by, at most; more would only take longer."""
+NEIGHBOURS = 1_000
+"""Weights that our task regression keeps of each item: with whole histories known, weak ones count too."""
+SWEEPS = 2
+"""How often blends are chosen in turn."""
 PROBED = 5
 """Draws of the leak probe, over the items of the catalogue."""
 _PROBE = Method(name="leak-probe", about="items by how rarely they are drawn as training negatives: must be at chance")
@@ -174,14 +180,42 @@ class LeaveOneOutTrial(RankingTrial):
                 text=load_item_features(settings).text,
                 cells=cells,
             ),
-            RANKING_METHODS | {_PROBE: lambda _: self._probe()},
+            {method: self._ours if method.name == OURS else fit for method, fit in RANKING_METHODS.items()}
+            | {_PROBE: self._probe},
         )
 
     def read(self, batch: TaskBatch) -> TaskBatch:
         """Return the latest interactions of each training part."""
         return latest(batch, HISTORY)
 
-    def _probe(self) -> Scorers:
+    def _ours(self, _: RankingTrial) -> Scorers:
+        """Add a run's task regressions to its adapted model, each with the blend that validates best in each cell."""
+        checkpoint = self.trained(OURS, self.problem.settings)
+        score = model_scorer(self.model(replace(checkpoint, regressions={}, start_prior=None)), adapt=True)
+        regressions = list(self.model(checkpoint).regressions.values())
+
+        def parts(batch: TaskBatch) -> list[Tensor]:
+            predicted = [one.predictions(batch.support, batch.support_mask) for one in regressions]
+            return [score(self.read(batch)), *predicted]
+
+        def scorer(blends: Sequence[float]) -> Scorer:
+            return lambda batch: _mixed(parts(batch), blends)
+
+        scorers: dict[str, Scorer] = {}
+        for cell in self.problem.cells:
+            with torch.no_grad():
+                known = [parts(batch) for batch in cell.validation.batches]
+
+            def value(blends: Sequence[float], cell: RankingCell = cell, known: list[list[Tensor]] = known) -> float:
+                scored = iter([_mixed(one, blends) for one in known])
+                return self.value(lambda _: next(scored), [cell.validation])[0]
+
+            blends = best_blends(value, len(regressions))
+            self.problem.say(f"{OURS}: blends {blends} of the task regressions, {cell.name}")
+            scorers[cell.name] = scorer(blends)
+        return scorers
+
+    def _probe(self, _: RankingTrial) -> Scorers:
         return self.everywhere(self._draws_of)
 
     def _draws_of(self, batch: TaskBatch) -> Float[Tensor, "users items"]:
@@ -251,9 +285,32 @@ class LeaveOneOutTrial(RankingTrial):
         longer = replace(
             settings,
             tasks=replace(settings.tasks, support=max(settings.tasks.support, HISTORY)),
+            regression=replace(
+                settings.regression,
+                support=int(self._split.train.lengths.max()),  # all but one: whole histories are known at the test
+                neighbours=max(settings.regression.neighbours, NEIGHBOURS),
+            ),
             evaluation=replace(settings.evaluation, support=max(min(half, HISTORY), 1)),
         )
         return settings_with_data(longer, folder / "training-parts", self._dataset, self._split.train, wanted)
+
+
+def best_blends(value: Callable[[Sequence[float]], float], count: int) -> list[float]:
+    """Return the blends of best value, each chosen from ``BLENDS`` in turn while the others stand."""
+    blends = [0.0] * count
+    for _ in range(SWEEPS):
+        for place in range(count):
+            choices = [[*blends[:place], blend, *blends[place + 1 :]] for blend in BLENDS]
+            blends = max(choices, key=value)
+    return blends
+
+
+def _mixed(parts: Sequence[Tensor], blends: Sequence[float]) -> Tensor:
+    """Return the first of ``parts`` and the others by their blends."""
+    mixed = parts[0]
+    for part, blend in zip(parts[1:], blends, strict=True):
+        mixed = mixed + blend * part
+    return mixed
 
 
 def latest(batch: TaskBatch, most: int) -> TaskBatch:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from metarec_shared.checkpoint import load_checkpoint
 from metarec_shared.dataset import Dataset
 from metarec_shared.errors import DataError, SettingsError
 from metarec_shared.item_vectors import ItemVectors, write_item_vectors
@@ -17,6 +18,7 @@ from metarec_shared.settings import Settings
 from metarec_shared.sources import load_dataset
 from metarec_shared.split import Role
 from metarec_shared.tasks import TaskBatch
+from metarec_shared.text_kernel import TextKernel
 from simulations.baselines.reconstruction import ReconstructionSettings
 from simulations.evaluation import cross_domain, ranking_methods
 from simulations.evaluation.benchmark import run_benchmark
@@ -261,6 +263,28 @@ class TestCrossDomain:
         assert checkpoint.settings.data == crossing.problem.settings.data
         assert len(checkpoint.items.catalogue) == 80
         assert len(crossing.model(checkpoint).text) == 50
+
+    def test_a_warm_start_begins_where_the_first_catalogue_ended(self, crossing: CrossDomainTrial) -> None:
+        figures = {name: crossing.figures(name)["random-3"] for name in ("metarec", "from-scratch", "warm-start")}
+        assert len({one["ndcg@10"] for one in figures.values()}) == 3
+        first = crossing.trained("metarec", crossing.problem.settings)
+        warm = load_checkpoint(crossing.problem.folder / "warm-start")
+        assert warm.settings.run.init == str(crossing.problem.folder / "metarec")
+        assert warm.settings.data == crossing.scratch_settings.data
+        assert warm.settings.outer.learning_rate == 0.25 * first.settings.outer.learning_rate
+
+    def test_the_text_kernel_alone_is_what_the_transferred_model_adds(self, crossing: CrossDomainTrial) -> None:
+        model = crossing.model(crossing.trained("metarec", crossing.problem.settings))
+        cell = next(cell for cell in crossing.problem.cells if cell.name == "random-3")
+        batch = cell.test.batches[0]
+        with torch.no_grad():
+            whole = model(batch)
+            kernel, model.text_kernel = model.text_kernel, None
+            added = whole - model(batch)
+        assert kernel is not None
+        alone = TextKernel.over(model.text, torch.ones(50, dtype=torch.bool), kernel.weight, kernel.sharpness)
+        torch.testing.assert_close(added, alone.predictions(batch.support, batch.support_mask), atol=1e-4, rtol=1e-4)
+        assert crossing.figures("text-kernel")["random-3"]["ndcg@10"] > 0
 
     def test_a_benchmark_is_of_both_data_sets(
         self, settings: Settings, second: tuple[Path, Dataset], tmp_path: Path

@@ -21,7 +21,7 @@ from metarec_shared.settings import Settings
 from metarec_shared.sources import load_training_dataset
 from metarec_shared.split import Role
 from metarec_shared.task_regression import TaskMoments, TaskRegression, task_moments
-from server.regression import BLENDS
+from server.regression import BLENDS, START_BLENDS, read_blends
 from simulations.engines import ENGINES
 from tests.small import small_settings
 
@@ -43,6 +43,7 @@ def ndcg(settings: Settings, folder: Path, order: Any, support: int, blend: floa
         name: TaskRegression(neighbours=r.neighbours, weights=r.weights, blends={1: blend})
         for name, r in checkpoint.regressions.items()
     }
+    model.start_prior = None
     dataset = load_training_dataset(settings)
     population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
     users, sizes = population.users(Role.VALIDATION), settings.evaluation
@@ -69,6 +70,41 @@ def test_a_run_ends_with_regressions_whose_blend_is_best_on_validation_users(tmp
         assert any(gained)
 
 
+def test_a_run_ends_with_the_start_prior_of_its_training_users(tmp_path: Path) -> None:
+    settings, folder = run(tmp_path, federation__nodes=3)
+    prior, sizes = load_checkpoint(folder).start_prior, (1, 3, settings.evaluation.support)
+    assert prior is not None
+    assert prior.sizes == sizes
+    population = load_population(settings)
+    histories = [population.interactions.history(int(user)) for user in population.users(Role.TRAINING)]
+    for size, logs in zip(sizes, prior.logs, strict=True):
+        following = np.concatenate([history[size : size + settings.evaluation.query] for history in histories])
+        np.testing.assert_allclose(logs, np.log(np.bincount(following, minlength=len(logs)) + 0.5), rtol=1e-5)
+
+
+def test_the_prior_of_the_start_is_blended_in_as_validation_users_choose(tmp_path: Path) -> None:
+    settings, folder = run(tmp_path)
+    checkpoint, judged = load_checkpoint(folder), read_blends(folder)["time"]
+    assert checkpoint.start_prior is not None
+    sizes, model = settings.evaluation, checkpoint.model()
+    dataset = load_training_dataset(settings)
+    population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
+    users = population.users(Role.VALIDATION)
+    for support in checkpoint.start_prior.sizes:
+        batches = batched(cold_user_tasks(population, users, "time", support, sizes.query, population.rating_scale))
+        values = []
+        for blend in START_BLENDS:
+            model.start_prior = checkpoint.start_prior.with_blends({support: blend})
+            values.append(float(evaluate(model_scorer(model, adapt=True), batches, sizes.k)[f"ndcg@{sizes.k}"].mean()))
+        chosen = judged[str(support)]
+        assert chosen["validation"] == pytest.approx(max(values))
+        assert START_BLENDS[int(np.argmax(values))] == chosen["start_blend"]
+        assert (
+            chosen["start_blend"]
+            == dict(zip(checkpoint.start_prior.sizes, checkpoint.start_prior.blends, strict=True))[support]
+        )
+
+
 def test_between_sizes_a_blend_is_linear_and_beyond_them_constant() -> None:
     regression = TaskRegression(
         neighbours=torch.tensor([[1], [2], [0], [3]]), weights=torch.ones(4, 1), blends={2: 4.0, 4: 8.0}
@@ -88,7 +124,9 @@ def test_moments_of_all_nodes_are_those_of_all_meta_training_users(tmp_path: Pat
         population.interactions, items, users=population.users(Role.TRAINING), support=settings.tasks.support
     )
     S = whole.support.toarray() + settings.regression.penalty * whole.support.diagonal().mean() * np.eye(items)
-    expected = np.linalg.solve(S.astype(np.float64), whole.query.toarray())
+    P = np.linalg.inv(S.astype(np.float64))
+    T = P @ (whole.support + whole.query).toarray()
+    expected = T - P @ np.diag(np.diag(T) / np.diag(P))
     regression = load_checkpoint(folder).regressions["random"]
     found = regression.predictions(torch.arange(items)[:, None], torch.ones(items, 1, dtype=torch.bool))
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
@@ -98,6 +136,10 @@ def test_it_can_be_switched_off_and_has_no_place_in_a_model_that_does_not_adapt(
     for number, values in enumerate(({"regression__enabled": False}, {"adaptation__steps": 0})):
         _, folder = run(tmp_path / str(number), **values)
         assert not load_checkpoint(folder).regressions
+        assert load_checkpoint(folder).start_prior is None
+    _, folder = run(tmp_path / "no prior", regression__start_prior=False)
+    assert load_checkpoint(folder).regressions
+    assert load_checkpoint(folder).start_prior is None
 
 
 def test_nodes_that_guard_their_users_are_not_asked_and_would_refuse(tmp_path: Path) -> None:
@@ -128,6 +170,10 @@ def test_a_checkpoint_keeps_its_regressions_and_one_of_an_earlier_format_has_non
         assert torch.equal(after.regressions[order].neighbours, regression.neighbours)
         assert torch.equal(after.regressions[order].weights, regression.weights)
         assert after.regressions[order].blends == regression.blends
+    assert before.start_prior is not None
+    assert after.start_prior is not None
+    assert torch.equal(after.start_prior.logs, before.start_prior.logs)
+    assert (after.start_prior.sizes, after.start_prior.blends) == (before.start_prior.sizes, before.start_prior.blends)
 
 
 def test_items_hidden_from_training_are_spoken_for_by_their_text_unless_that_is_off(tmp_path: Path) -> None:
@@ -167,14 +213,16 @@ def test_only_users_of_an_order_get_its_predictions(tmp_path: Path) -> None:
 
 def moments() -> Moments:
     matrix = sp.csr_array(np.array([[1.0, 0.0, 0.5], [0.0, 2.0, 0.0], [0.5, 0.0, 0.0]], dtype=np.float32))
-    return Moments(moments=TaskMoments(support=matrix, query=sp.csr_array(matrix.T)), nodes=2)
+    starts = sp.csr_array(np.array([[0.0, 2.0, 1.0]], dtype=np.float32))
+    return Moments(moments=TaskMoments(support=matrix, query=sp.csr_array(matrix.T)), starts=starts, nodes=2)
 
 
 def test_moments_travel() -> None:
-    found = wire.unpack_moments(wire.pack_moments(moments()), 3)
+    found = wire.unpack_moments(wire.pack_moments(moments()), 3, 1)
     assert found.nodes == 2
     np.testing.assert_array_equal(found.moments.support.toarray(), moments().moments.support.toarray())
     np.testing.assert_array_equal(found.moments.query.toarray(), moments().moments.query.toarray())
+    np.testing.assert_array_equal(found.starts.toarray(), moments().starts.toarray())
 
 
 @pytest.mark.parametrize(
@@ -188,13 +236,15 @@ def test_moments_travel() -> None:
         ("support.items", np.array([0, -2, 1, 0], dtype=np.int32)),
         ("query.values", np.array([1.0, np.nan, 1.0, 1.0], dtype=np.float32)),
         ("query.values", np.array([1.0], dtype=np.float32)),
+        ("start.values", np.array([1.0, -1.0], dtype=np.float32)),
+        ("start.starts", np.array([0, 1, 2], dtype=np.int64)),
     ],
 )
 def test_moments_that_are_none_are_refused(name: str, value: np.ndarray) -> None:
     content = wire.pack_moments(moments())
     content["arrays"][name] = wire._encode(value)  # type: ignore[index,call-overload]
     with pytest.raises(WireError, match="moments must"):
-        wire.unpack_moments(content, 3)
+        wire.unpack_moments(content, 3, 1)
 
 
 @pytest.mark.parametrize(
@@ -216,3 +266,28 @@ def test_a_regression_that_is_none_is_refused(neighbours: torch.Tensor, weights:
     content["regression"] = ArrayRecord()
     with pytest.raises(WireError, match="task regression must"):
         wire.request_regression(content, 3)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "logs"),
+    [
+        (torch.tensor([1, 3]), torch.zeros(1, 3)),
+        (torch.tensor([1, 3]), torch.zeros(2, 4)),
+        (torch.tensor([3, 1]), torch.zeros(2, 3)),
+        (torch.tensor([0, 1]), torch.zeros(2, 3)),
+        (torch.tensor([1.0]), torch.zeros(1, 3)),
+        (torch.tensor([1]), torch.full((1, 3), torch.nan)),
+        (torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3)),
+    ],
+)
+def test_a_start_prior_that_is_none_is_refused(sizes: torch.Tensor, logs: torch.Tensor) -> None:
+    content = RecordDict({"start-prior": wire.pack_parameters({"sizes": sizes, "logs": logs})})
+    with pytest.raises(WireError, match=r"start prior|sizes of support sets"):
+        wire.request_start_prior(content, 3)
+
+
+@pytest.mark.parametrize("sizes", [(3, 1), (0, 1), (1, 1)])
+def test_sizes_that_are_none_are_refused(sizes: tuple[int, ...]) -> None:
+    request = MomentsRequest(catalogue="any", order="time", start_sizes=sizes)
+    with pytest.raises(WireError, match="whole numbers"):
+        wire.unpack_request(MomentsRequest, wire.pack_request(request))

@@ -4,6 +4,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,8 @@ from sklearn.linear_model import Ridge
 from metarec_shared.interactions import Interactions, starts
 from metarec_shared.task_regression import TaskMoments, TaskRegression, fit_task_regression, task_moments
 from metarec_shared.text_ridge import fit_text_ridge
+from simulations.baselines.baseline import co_occurrences
+from simulations.baselines.ease import fit_ease
 
 ITEMS = 7
 
@@ -86,21 +89,48 @@ def drawn_tasks(seed: int, users: int = 60) -> tuple[Interactions, NDArray[np.fl
     return histories(*rows), x, y
 
 
-def test_weights_are_those_of_ridge_regression() -> None:
+def without_itself(x: NDArray[np.float64], known: NDArray[np.float64], penalty: float) -> NDArray[np.float64]:
+    """Return the ridge regression of each column of ``known`` on all columns of ``x`` but that one."""
+    alpha, weights = penalty * np.diag(x.T @ x).mean(), np.zeros((x.shape[1], x.shape[1]))
+    for item in range(x.shape[1]):
+        others = np.arange(x.shape[1]) != item
+        weights[others, item] = Ridge(alpha=alpha, fit_intercept=False).fit(x[:, others], known[:, item]).coef_
+    return weights
+
+
+def weights_of(regression: TaskRegression) -> NDArray[np.float32]:
+    every = torch.arange(len(regression.weights))[:, None]
+    return regression.predictions(every, torch.ones_like(every, dtype=torch.bool)).numpy()
+
+
+def test_weights_are_those_of_ridge_regression_on_all_other_items() -> None:
     everyone, x, y = drawn_tasks(0)
     moments = task_moments(everyone, ITEMS, support=2, query=2, in_time=True)  # a history of four is one task
-    penalty = 0.3
-    expected = Ridge(alpha=penalty * np.diag(x.T @ x).mean(), fit_intercept=False).fit(x, y).coef_.T
-    found = fit_task_regression(moments, penalty=penalty, neighbours=ITEMS)
-    every = torch.arange(ITEMS)[:, None]
-    weights = found.predictions(every, torch.ones_like(every, dtype=torch.bool))
-    np.testing.assert_allclose(weights.numpy(), expected, atol=1e-5)
+    found = fit_task_regression(moments, penalty=0.3, target="both", neighbours=ITEMS)
+    np.testing.assert_allclose(weights_of(found), without_itself(x, x + y, 0.3), atol=1e-5)
+
+
+def test_weights_for_the_query_set_alone_are_those_of_ridge_regression() -> None:
+    everyone, x, y = drawn_tasks(0)
+    moments = task_moments(everyone, ITEMS, support=2, query=2, in_time=True)
+    expected = Ridge(alpha=0.3 * np.diag(x.T @ x).mean(), fit_intercept=False).fit(x, y).coef_.T
+    found = fit_task_regression(moments, target="query", penalty=0.3, neighbours=ITEMS)
+    np.testing.assert_allclose(weights_of(found), expected, atol=1e-5)
+
+
+def test_without_query_sets_it_is_ease() -> None:
+    everyone = drawn_tasks(0)[0]
+    gram = co_occurrences(everyone, ITEMS)
+    moments = TaskMoments(support=sp.csr_array(gram.numpy()), query=sp.csr_array((ITEMS, ITEMS), dtype=np.float32))
+    found = fit_task_regression(moments, penalty=0.3, target="both", neighbours=ITEMS)
+    expected = fit_ease(everyone, ITEMS, 0.3 * float(gram.diagonal().mean()))
+    np.testing.assert_allclose(weights_of(found), expected.weights.numpy(), atol=1e-5)
 
 
 def test_predictions_add_up_the_rows_of_the_support_set() -> None:
     everyone, _, _ = drawn_tasks(1)
     moments = task_moments(everyone, ITEMS, support=2)
-    found = fit_task_regression(moments, penalty=0.5, neighbours=3)
+    found = fit_task_regression(moments, target="both", penalty=0.5, neighbours=3)
     dense = torch.zeros(ITEMS, ITEMS).scatter_(1, found.neighbours, found.weights)
     support, mask = torch.tensor([[0, 4, 2], [5, 1, 0]]), torch.tensor([[True, True, False], [False, False, False]])
     expected = torch.stack([dense[0] + dense[4], torch.zeros(ITEMS)])
@@ -110,17 +140,21 @@ def test_predictions_add_up_the_rows_of_the_support_set() -> None:
 def test_the_strongest_weights_are_kept() -> None:
     everyone, _, _ = drawn_tasks(2)
     moments = task_moments(everyone, ITEMS, support=2)
-    whole = fit_task_regression(moments, penalty=0.5, neighbours=ITEMS)
-    kept = fit_task_regression(moments, penalty=0.5, neighbours=2)
+    whole = fit_task_regression(moments, penalty=0.5, target="both", neighbours=ITEMS)
+    kept = fit_task_regression(moments, target="both", penalty=0.5, neighbours=2)
     torch.testing.assert_close(kept.weights.abs(), whole.weights.abs().sort(dim=1, descending=True).values[:, :2])
 
 
 def test_few_items_are_solved_for_as_if_there_were_no_others() -> None:
     everyone = histories([0, 2, 4], [0, 2, 4], [0, 2], [2, 4], [0, 5])
-    few = fit_task_regression(task_moments(everyone, ITEMS, support=1), penalty=0.5, neighbours=3, most_items=3)
+    few = fit_task_regression(
+        task_moments(everyone, ITEMS, support=1), target="both", penalty=0.5, neighbours=3, most_items=3
+    )
     moments = task_moments(everyone, ITEMS, support=1)
     S, Q = (matrix.toarray()[np.ix_([0, 2, 4], [0, 2, 4])] for matrix in (moments.support, moments.query))
-    expected = np.linalg.solve(S + 0.5 * np.diag(S).mean() * np.eye(3), Q)
+    P = np.linalg.inv(S + 0.5 * np.diag(S).mean() * np.eye(3))
+    T = P @ (S + Q)
+    expected = T - P @ np.diag(np.diag(T) / np.diag(P))
     found = few.predictions(torch.tensor([[0], [2], [4], [5]]), torch.ones(4, 1, dtype=torch.bool))
     np.testing.assert_allclose(found.numpy()[:3][:, [0, 2, 4]], expected, atol=1e-5)
     assert not found[3].any()
@@ -129,7 +163,7 @@ def test_few_items_are_solved_for_as_if_there_were_no_others() -> None:
 
 def test_a_regression_moves_to_another_catalogue() -> None:
     moments = task_moments(drawn_tasks(3)[0], ITEMS, support=2)
-    found = fit_task_regression(moments, penalty=0.5, neighbours=ITEMS)
+    found = fit_task_regression(moments, penalty=0.5, target="both", neighbours=ITEMS)
     here, there = torch.tensor([3, 0, 1]), torch.tensor([2, 5, 6])  # item 2 is item 3 over there, and so on
     moved = found.transferred(4, here, there)
     one = torch.tensor([[2], [5], [6]])
@@ -144,7 +178,7 @@ def test_an_item_of_another_catalogue_is_spoken_for_as_its_text_says() -> None:
     moments = task_moments(drawn_tasks(3)[0], ITEMS, support=2)
     random = torch.Generator().manual_seed(0)
     text, fresh = torch.randn(ITEMS, 2, generator=random), torch.randn(3, 2, generator=random)
-    found = fit_task_regression(moments, penalty=0.5, neighbours=ITEMS, text=text)
+    found = fit_task_regression(moments, penalty=0.5, target="both", neighbours=ITEMS, text=text)
     one, mask = torch.arange(ITEMS)[:, None], torch.ones(ITEMS, 1, dtype=torch.bool)
     B = found.predictions(one, mask)
     centred = (text - text.mean(dim=0)).numpy()
@@ -163,7 +197,7 @@ def test_an_item_of_another_catalogue_is_spoken_for_as_its_text_says() -> None:
 def test_items_that_are_not_solved_for_stay_unspoken_for_and_do_not_speak() -> None:
     moments = task_moments(drawn_tasks(3)[0], ITEMS, support=2)
     text = torch.randn(ITEMS, 2, generator=torch.Generator().manual_seed(0))
-    few = fit_task_regression(moments, penalty=0.5, neighbours=ITEMS, most_items=4, text=text)
+    few = fit_task_regression(moments, penalty=0.5, target="both", neighbours=ITEMS, most_items=4, text=text)
     assert few.by_text is not None
     assert len(few.by_text.positions) == 0
     assert int(few.by_text.coefficients.any(dim=1).sum()) == 4
@@ -172,10 +206,10 @@ def test_items_that_are_not_solved_for_stay_unspoken_for_and_do_not_speak() -> N
 
 def test_a_penalty_must_be_above_zero() -> None:
     with pytest.raises(ValueError, match="penalty"):
-        fit_task_regression(TaskMoments.none(3), penalty=0.0, neighbours=1)
+        fit_task_regression(TaskMoments.none(3), target="query", penalty=0.0, neighbours=1)
 
 
 def test_moments_of_nobody_are_solved_to_nothing() -> None:
-    found = fit_task_regression(TaskMoments.none(3), penalty=1.0, neighbours=2)
+    found = fit_task_regression(TaskMoments.none(3), target="query", penalty=1.0, neighbours=2)
     assert isinstance(found, TaskRegression)
     assert not found.weights.any()
