@@ -109,7 +109,9 @@ class Nodes:
 
 
 def enroll(nodes: Nodes, catalogue_size: int, *, popularity: bool = True) -> Enrollment:
-    """Say who the nodes are and how many of their meta-training users interacted with each item.
+    """Say who the nodes are, how many of their meta-training users interacted with each item and how they rated.
+
+    The sum and the number of their ratings are said only where there are no terms of privacy.
 
     Args:
         nodes: The nodes.
@@ -130,12 +132,14 @@ def enroll(nodes: Nodes, catalogue_size: int, *, popularity: bool = True) -> Enr
             rating_scale=nodes.population.rating_scale,  # a scale that is only observed would tell of its extremes
             terms=guard.terms,
         )
-    counts, scales = np.zeros(catalogue_size), []
+    counts, scales, rating_sum, rating_count = np.zeros(catalogue_size), [], 0.0, 0
     users = nodes.users[training]
     for start in range(0, len(users), USERS_COUNTED_AT_ONCE):
         part = users[start : start + USERS_COUNTED_AT_ONCE]
         counts += nodes.population.item_counts(part, catalogue_size)
         scales.append(nodes.population.observed_scale(part))
+        part_sum, part_count = nodes.population.rating_sum(part)
+        rating_sum, rating_count = rating_sum + part_sum, rating_count + part_count
     return Enrollment(
         node_ids=nodes.node_ids,
         names=np.array(list(nodes.names), dtype=np.str_),
@@ -143,6 +147,8 @@ def enroll(nodes: Nodes, catalogue_size: int, *, popularity: bool = True) -> Enr
         validation_users=nodes.count(nodes.users_in(Role.VALIDATION)),
         item_counts=counts,
         rating_scale=RatingScale.widest(scales),
+        rating_sum=rating_sum,
+        rating_count=rating_count,
     )
 
 

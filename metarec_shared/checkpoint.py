@@ -93,7 +93,8 @@ class Checkpoint:
     def rating_model(self, *, full: bool = False) -> RatingModel:
         """Return the rating model, over the items that training knew or the whole catalogue.
 
-        An item training did not know comes by its text alone.
+        An item training did not know comes by its text alone, as one that nobody rated does; with ``rating.kernel``
+        what items of similar text are like is part of that (``RatingModel.tell``).
 
         Raises:
             CheckpointError: It ranks.
@@ -108,6 +109,7 @@ class Checkpoint:
         positions = np.arange(len(self.text)) if full else self.items.positions
         model = RatingModel.over(self.items.catalogue, self.text, positions, self.settings.rating)
         load_parameters(model, parameters, CheckpointError)
+        model.tell(self.settings.rating.kernel)
         return model.eval()
 
     def _check_target(self, wanted: str) -> None:

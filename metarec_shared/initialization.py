@@ -1,7 +1,8 @@
 """The first meta-initialization: drawn from the run's seed, so that server and nodes make the same one by themselves.
 
-Parameters that are not trained therefore never have to travel. The score bias is the exception: it starts at the log
-popularity that the server learns from the nodes, so it always goes down to them.
+Parameters that are not trained therefore never have to travel. The exceptions are what the server learns from the nodes
+at enrolment, which always goes down to them: the score bias, which starts at the log popularity, and a rating model's
+mean.
 """
 
 from collections.abc import Iterable
@@ -20,6 +21,9 @@ from metarec_shared.settings import Settings
 
 ITEM_BIAS = "item_bias"
 ITEM_IDS = "item_ids"
+MEAN = "mean"
+ENROLLED = frozenset({ITEM_BIAS, MEAN})
+"""Parameters that start at what nodes report when they enroll."""
 
 
 def initial_rating_model(settings: Settings, text: Float[Tensor, "items text"], items: TrainingItems) -> RatingModel:
@@ -53,7 +57,8 @@ def released_names(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:
     Args:
         settings: ``federation.released`` is ``all``, or beginnings of names separated by commas. Under terms of
             privacy ID vectors, which have a row an item, are not among them unless ``privacy.item-ids`` says so. With
-            ``federation.lora-rank`` the encoder's are not, but its adapters'.
+            ``federation.lora-rank`` the encoder's are not, but its adapters'. A rating model's mean is among them under
+            terms alone; without, nodes report it.
         names: All parameters of the model.
 
     Raises:
@@ -62,6 +67,8 @@ def released_names(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:
     names, wanted = tuple(names), [part.strip() for part in settings.federation.released.split(",")]
     if settings.privacy.mode != "none" and not settings.privacy.item_ids:
         names = tuple(name for name in names if name != ITEM_IDS)
+    if settings.privacy.mode == "none" and settings.model.target == "rating":
+        names = tuple(name for name in names if name != MEAN)
     if settings.federation.lora_rank:
         names = tuple(name for name in names if not is_frozen(name))
     if wanted == ["all"]:
@@ -77,12 +84,12 @@ def released_names(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def travelling_names(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:
-    """Return which parameters the server sends: the released ones, and the score bias in any case.
+    """Return which parameters the server sends: the released ones, and what it learned at enrolment in any case.
 
     From a warm start nodes cannot draw the others by themselves, so all are sent.
     """
     names = tuple(names)
     if settings.run.init:
         return names
-    released = set(released_names(settings, names)) | {ITEM_BIAS}
+    released = set(released_names(settings, names)) | ENROLLED
     return tuple(name for name in names if name in released)

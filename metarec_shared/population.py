@@ -73,6 +73,12 @@ class Population:
             return None
         return self.rating_scale or RatingScale(low=float(ratings.min()), high=float(ratings.max()))
 
+    def rating_sum(self, users: NDArray[np.int64]) -> tuple[float, int]:
+        """Return the sum of all ratings of ``users``, and how many these are."""
+        ratings = self.interactions.take(users).ratings
+        ratings = ratings[~np.isnan(ratings)]
+        return float(ratings.sum(dtype=np.float64)), len(ratings)
+
     def training_tasks(
         self, users: NDArray[np.int64], round_number: int, settings: TaskSettings, width: int, scale: RatingScale | None
     ) -> TaskBatch:

@@ -3,12 +3,14 @@
     rating(u, i) = middle + mean + b_i + c . t_i + f_i . w_u,    f_i = [1, W t_i + v_i]
     w_u = argmin_w  sum over the support set (r_i - rating without w - f_i . w)^2  +  sum_k exp(p_k) w_k^2
 
-t_i is the public text of item i, middle that of the rating scale. b_i and v_i are the item's own: they start at zero,
+t_i is the public text of item i, middle that of the rating scale. mean is that of all training ratings where nodes may
+say it, else it is learned. b_i and v_i are the item's own: they start at zero,
 so an item nobody rated is predicted from its text, and in some tasks they are hidden, so that text learns to stand
 alone. w_u is a ridge regression in closed form, with a learned penalty; it is the inner loop, and is differentiated
 through.
-A user's loss is the squared error on the query set; the outer gradient is a sum over users, so a federation can learn
-the model.
+A user's loss is the sum of squared errors on the query set, over the largest one's size: so every rating that is asked
+for weighs the same, as in a matrix factorization. The outer gradient is a sum over users, so a federation can learn the
+model.
 
 References:
     Bertinetto, Henriques, Torr and Vedaldi (2019), Meta-learning with differentiable closed-form solvers, equations 4
@@ -26,6 +28,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 
 from metarec_shared.catalogue import Catalogue
+from metarec_shared.content_kernel import content_kernel
 from metarec_shared.dataset import RatingScale
 from metarec_shared.item_content import with_content
 from metarec_shared.meta_gradient import MetaGradient, clip_factors
@@ -39,6 +42,7 @@ RatingBatch = tuple[RatingTasks, Float[Tensor, " users"]]
 _FIRST_SCALE = 0.1
 _FIRST_LOG_PENALTY = 1.0
 _USERS_CLIPPED_AT_ONCE = 16
+_NOISE = 1.0
 
 
 class RatingModel(nn.Module):
@@ -56,7 +60,7 @@ class RatingModel(nn.Module):
     def __init__(self, text: Float[Tensor, "items text"], settings: RatingSettings) -> None:
         super().__init__()
         items, size = text.shape
-        self.decay = settings.decay
+        self.settings = settings
         self.register_buffer("text", text, persistent=False)
         self.mean = nn.Parameter(torch.zeros(1))
         self.item_bias = nn.Parameter(torch.zeros(items))
@@ -101,6 +105,32 @@ class RatingModel(nn.Module):
             base, features = self.items(everything, torch.ones(1, dtype=torch.bool, device=self.text.device))
         return base[0], features[0]
 
+    def tell(self, share: float) -> None:
+        """Give items that have nothing of their own what items of similar text have, in part.
+
+        What is expected of them is then ``share`` times a kernel regression on text, of bias and features of the items
+        that do have something of their own, and the rest what it was, linear in text. The kernel is exp(-d^2 / m), with
+        m the mean squared distance of two items.
+
+        Args:
+            share: From 0, where nothing is done, to 1.
+        """
+        own = torch.cat([self.item_bias[:, None], self.item_ids], dim=1).detach()
+        heard = own.any(dim=1).cpu()
+        if not share or heard.all() or not heard.any():
+            return
+        linear = torch.cat([(self.text @ self.text_bias)[:, None], self.text @ self.projection], dim=1).detach()
+        text, targets = self.text.double().cpu().numpy(), (linear + own)[heard].double().cpu().numpy()
+        apart = 2.0 * float(text.var(axis=0).sum())
+        counts = heard.numpy().astype(np.float64)
+        kernel = content_kernel(text, counts, gamma=1.0 / max(apart, 1e-12), noise=_NOISE, few=0.0)
+        mean = targets.mean(axis=0)
+        told = torch.from_numpy(mean + kernel.predict(targets - mean)).to(linear)
+        filled = torch.where(heard.to(own.device)[:, None], own, share * (told - linear))
+        with torch.no_grad():
+            self.item_bias.copy_(filled[:, 0])
+            self.item_ids.copy_(filled[:, 1:])
+
     def forward(self, tasks: RatingTasks, *, adapt: bool = True) -> Float[Tensor, "users rows"]:
         """Return the ratings expected of every row, after the users' vectors were found on their support sets.
 
@@ -115,15 +145,17 @@ class RatingModel(nn.Module):
         return base + (features @ vectors[:, :, None])[:, :, 0]
 
     def losses(self, tasks: RatingTasks) -> Float[Tensor, " users"]:
-        """Return each user's meta-loss: the mean squared error on the query set, and the decay; 0 without a task.
+        """Return each user's meta-loss: squared errors on the query set, and the decay; 0 without a task.
 
-        The decay is ``decay`` times the mean over rows of the squared length of what is the row's item's own.
+        The errors are summed over the largest query set's size. The decay is ``decay`` times the squared length of what
+        is the items' own, summed over the largest task's size, and ``text_decay`` times that of what text says of
+        their bias.
         """
-        asked = tasks.query.sum(dim=1).clamp(min=1)
-        errors: Tensor = ((self(tasks) - tasks.ratings).square() * tasks.query).sum(dim=1) / asked
+        limits, given = self.settings, tasks.support | tasks.query
+        errors: Tensor = ((self(tasks) - tasks.ratings).square() * tasks.query).sum(dim=1) / limits.query
         own = self.item_ids[tasks.items].square().sum(dim=2) + self.item_bias[tasks.items].square()
-        penalty: Tensor = self.decay * (own * (tasks.support | tasks.query)).mean(dim=1)
-        return errors + penalty
+        decay: Tensor = limits.decay * (own * given).sum(dim=1) / (limits.support + limits.query)
+        return errors + decay + limits.text_decay * self.text_bias.square().sum() * given.any(dim=1)
 
 
 def ridge_vectors(

@@ -227,8 +227,15 @@ class RatingSettings:
     content: bool = setting(False, "read the words of item texts and the years of titles beside the text vectors")
     support: int = setting(60, "most ratings that are given in a task of meta-training", low=1)
     query: int = setting(40, "most ratings that are asked for in one", low=1)
-    hidden: float = setting(0.5, "share of tasks in which items have nothing of their own, text alone", low=0, high=1)
-    decay: float = setting(0.03, "penalty of what is an item's own, each time it appears in a task", low=0)
+    hidden: float = setting(0.2, "share of tasks in which items have nothing of their own, text alone", low=0, high=1)
+    decay: float = setting(0.003, "penalty of what is an item's own, each time it appears in a task", low=0)
+    text_decay: float = setting(0.001, "penalty of what texts say of the ratings of their items, in each task", low=0)
+    kernel: float = setting(
+        0.0,
+        "share of items alike by a kernel in what is said of items that nobody rated, the rest is linear",
+        low=0,
+        high=1,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -430,11 +437,13 @@ RATING_DEFAULTS: Mapping[str, Scalar] = {
     "federation.rounds": 1500,
     "federation.cohort": 64,
     "outer.optimizer": "adam",
-    "outer.learning-rate": 0.01,
+    "outer.learning-rate": 0.005,
     "outer.schedule": "cosine",
     "outer.weight-decay": 0.0,
     "outer.warmup-rounds": 0,
     "outer.averaging": 0.0,
+    "rating.content": True,
+    "rating.kernel": 0.5,
 }
 """What a simulation with model.target = rating changes of the defaults."""
 

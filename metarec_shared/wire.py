@@ -49,6 +49,9 @@ _NEWLINE = 10
 _MOST_USERS = 2**31
 """Users that one node may claim: sums over any number of nodes stay far from what 64 bits hold."""
 
+_MOST_RATINGS = 2**53
+"""Ratings of one answer, so that their number is exact in 64 bits of either kind."""
+
 _LARGEST_RATING = 1e6
 """A scale beyond it would overflow where ratings are read on it, for some users and not for others."""
 
@@ -332,7 +335,14 @@ def pack_enrollment(enrollment: Enrollment) -> RecordDict:
     content = RecordDict(
         {
             "arrays": ArrayRecord({name: _encode(column) for name, column in columns.items()}),
-            "numbers": MetricRecord({"nodes": len(enrollment.node_ids), "rating_scale": limits}),
+            "numbers": MetricRecord(
+                {
+                    "nodes": len(enrollment.node_ids),
+                    "rating_scale": limits,
+                    "rating_sum": enrollment.rating_sum,
+                    "rating_count": enrollment.rating_count,
+                }
+            ),
         }
     )
     if enrollment.terms is not None:
@@ -358,6 +368,7 @@ def unpack_enrollment(content: RecordDict, items: int) -> Enrollment:
     counts = _item_counts(record, items)
     if counts.max(initial=0) > training.sum():  # nobody has an item twice
         raise WireError(f"item_counts exceed the {training.sum():,} meta-training users, got {counts.max():,.0f}")
+    rating_sum, rating_count = _rating_sum(numbers)
     return Enrollment(
         node_ids=node_ids,
         training_users=training,
@@ -365,8 +376,20 @@ def unpack_enrollment(content: RecordDict, items: int) -> Enrollment:
         names=names,
         item_counts=counts,
         rating_scale=_scale(numbers.get("rating_scale")),
+        rating_sum=rating_sum,
+        rating_count=rating_count,
         terms=_terms(content) if "terms" in content else None,
     )
+
+
+def _rating_sum(numbers: MetricRecord) -> tuple[float, int]:
+    """Read the sum of ratings and how many they are; the sum must be that of as many ratings."""
+    total, count = numbers.get("rating_sum"), numbers.get("rating_count")
+    if type(total) is not float or type(count) is not int or not 0 <= count <= _MOST_RATINGS:
+        raise WireError(f"an enrolment must give a sum of ratings and their count, got {total!r} and {count!r}")
+    if not abs(total) <= count * _LARGEST_RATING:  # false of NaN, too
+        raise WireError(f"{count:,} ratings cannot sum to {total!r}")
+    return total, count
 
 
 def _terms(content: RecordDict) -> Terms:

@@ -23,7 +23,7 @@ from metarec_shared.checkpoint import Checkpoint, save_checkpoint
 from metarec_shared.errors import CheckpointError, FederationError, WireError
 from metarec_shared.exchange import Enrollment, EnrollmentRequest, Parameters
 from metarec_shared.files import write_json, write_text
-from metarec_shared.initialization import ITEM_BIAS, initial_model, initial_rating_model, released_names
+from metarec_shared.initialization import ENROLLED, ITEM_BIAS, MEAN, initial_model, initial_rating_model, released_names
 from metarec_shared.low_rank import adapted, merged
 from metarec_shared.privacy.terms import META_UPDATE, POPULARITY, participations
 from metarec_shared.rating_tasks import middle
@@ -45,7 +45,9 @@ SETTINGS_FILE = "settings.json"
 TRAINING_FILE = "training.json"
 RELEASES_FILE = "releases.json"
 
-NO_PRIVACY_NOTICE = "privacy: none; raw item counts, raw gradients and raw moments of tasks leave the nodes"
+NO_PRIVACY_NOTICE = (
+    "privacy: none; raw item counts, sums of ratings, raw gradients and raw moments of tasks leave the nodes"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,7 @@ def run_federation(grid: Grid, settings: Settings, observers: Sequence[Tracker] 
     initial = initial_parameters(settings, public, roster)
     released = set(released_names(settings, initial))
     trained, untrained = ({n: v for n, v in initial.items() if (n in released) == kept} for kept in (True, False))
-    sent = {name: value for name, value in untrained.items() if name == ITEM_BIAS or settings.run.init}
+    sent = {name: value for name, value in untrained.items() if name in ENROLLED or settings.run.init}
     optimizer = OuterOptimizer(settings.outer, trained, settings.federation.rounds)
     best, done = Best(), 0
     if settings.run.resume:
@@ -193,11 +195,15 @@ def _enrollment(content: RecordDict, items: int, *, folds: bool) -> Enrollment:
 def initial_parameters(settings: Settings, public: ItemFeatures, roster: Roster) -> Parameters:
     """Return the first meta-initialization: drawn, or that of a warm start.
 
-    The score bias of a ranking model is the log popularity that the nodes reported, if they did.
+    The score bias of a ranking model is the log popularity that the nodes reported, if they did, and the mean of a
+    rating model that of the ratings they reported.
     """
     if settings.model.target == "rating":
         rating = initial_rating_model(settings, public.features.vectors, public.items)
-        return {name: value.detach() for name, value in rating.named_parameters()}
+        drawn = {name: value.detach() for name, value in rating.named_parameters()}
+        if roster.rating_mean is None:
+            return drawn
+        return drawn | {MEAN: torch.full((1,), roster.rating_mean - middle(roster.rating_scale))}
     if settings.run.init:
         parameters = warm_parameters(settings, public)
         if settings.federation.lora_rank:
@@ -319,7 +325,7 @@ class RunKeeper:
         return ResumePoint(
             round_number=number,
             parameters=self.optimizer.parameters,
-            untrained={ITEM_BIAS: self.untrained[ITEM_BIAS]} if ITEM_BIAS in self.untrained else {},
+            untrained={name: value for name, value in self.untrained.items() if name in ENROLLED},
             optimizer=self.optimizer.state(),
             best=self.best,
             roster=self.roster.fingerprint,

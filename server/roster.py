@@ -92,6 +92,7 @@ class Roster:
         validation: Nodes that hold validation users.
         item_counts: Meta-training users who interacted with each item, float64 [items].
         rating_scale: Scale of the ratings; None where there are none.
+        rating_mean: Mean of all meta-training users' ratings; None where nodes do not say it.
         privacy: What the nodes do for their users' privacy; None: nothing.
     """
 
@@ -100,6 +101,7 @@ class Roster:
     validation: Members
     item_counts: NDArray[np.float64]
     rating_scale: RatingScale | None
+    rating_mean: float | None = None
     privacy: FederationPrivacy | None = None
 
     @classmethod
@@ -132,6 +134,7 @@ class Roster:
             validation=Members(nodes=ids[validation > 0], users=validation[validation > 0]),
             item_counts=_counts(enrollments, privacy),
             rating_scale=RatingScale.widest(answer.rating_scale for answer in enrollments),
+            rating_mean=_rating_mean(enrollments),
             privacy=privacy,
         )
 
@@ -177,6 +180,11 @@ class Roster:
         smoothing = 1.0 if self.privacy is None else self.privacy.smoothing(len(self.training))
         counts = self.item_counts + smoothing
         return np.asarray(np.log(counts / counts.sum()), dtype=np.float32)
+
+
+def _rating_mean(enrollments: list[Enrollment]) -> float | None:
+    count = sum(answer.rating_count for answer in enrollments)
+    return math.fsum(answer.rating_sum for answer in enrollments) / count if count else None
 
 
 def _counts(enrollments: list[Enrollment], privacy: FederationPrivacy | None) -> NDArray[np.float64]:

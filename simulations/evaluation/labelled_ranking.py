@@ -20,7 +20,7 @@ from metarec_shared.metrics import hit_rate, ndcg, precision, recall, reciprocal
 from metarec_shared.population import Population
 from metarec_shared.ranks import query_ranks
 from metarec_shared.settings import Settings
-from metarec_shared.sources import load_dataset, load_item_features
+from metarec_shared.sources import load_dataset
 from metarec_shared.split import Role
 from simulations.evaluation.protocol import EvaluationProtocol, Say
 from simulations.evaluation.rating import (
@@ -33,6 +33,7 @@ from simulations.evaluation.rating import (
     kept,
     rated_only,
     rating_tasks,
+    rating_text,
 )
 
 K = 5
@@ -77,7 +78,7 @@ class LabelledRanking(EvaluationProtocol):
             folder=folder,
             say=say,
             scale=scale,
-            text=load_item_features(settings).features.vectors.double().numpy(),
+            text=rating_text(settings),
             tuning=stages[Role.VALIDATION],
             test=stages[Role.TEST],
         )

@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec_shared.checkpoint import load_checkpoint
+from metarec_shared.content_kernel import ContentKernel, content_kernel
 from metarec_shared.dataset import Dataset, RatingScale
 from metarec_shared.errors import DataError
 from metarec_shared.interactions import Interactions, starts
+from metarec_shared.item_content import with_content
 from metarec_shared.population import SHORTEST_HISTORY
 from metarec_shared.randomness import generator
 from metarec_shared.rating_tasks import middle
 from metarec_shared.settings import RATING_DEFAULTS, Settings
-from metarec_shared.sources import load_dataset
+from metarec_shared.sources import load_dataset, load_item_features
 from metarec_shared.split import Role
-from simulations.baselines.content_kernel import ContentKernel, content_kernel
 from simulations.baselines.matrix_factorization import BIAS_PENALTY, factorize
 from simulations.baselines.melu import MeLUPredictor, MeLUSettings, PreferenceEstimator, item_content, train_melu
 from simulations.baselines.rating_fold_in import FoldIn
@@ -79,7 +80,7 @@ class RatingProblem:
         folder: Where runs are kept.
         say: Told what happens.
         scale: Of the ratings; predictions are clipped to it.
-        text: Public text vectors of the whole catalogue.
+        text: Vectors of the whole catalogue (``rating_text``).
         tuning: Stage that methods are tuned by: users and items that are warm at the test.
         test: Stage that methods are judged by, trained anew with what tuning found.
     """
@@ -288,7 +289,7 @@ def matrix_factorization(problem: RatingProblem, stage: RatingStage, chosen: Map
 
 def ours(problem: RatingProblem, stage: RatingStage, chosen: Mapping[str, Any]) -> Predictor:
     """Meta-train item vectors through ridge regressions on support sets, in a federation with a node a user."""
-    base, features, penalty = _federated(problem, stage, chosen["decay"], chosen["hidden"])
+    base, features, penalty = _federated(problem, stage, chosen["kernel"])
     return FoldIn(
         base=base,
         features=features,
@@ -356,9 +357,23 @@ def _kernel(problem: RatingProblem, stage: RatingStage, gamma: float, noise: flo
     return content_kernel(problem.text, counts, gamma=gamma, noise=noise, few=_FEW)
 
 
+def rating_recipe(settings: Settings) -> Settings:
+    """Return the settings of our method's runs: those that were given, or the rating model's own defaults."""
+    if settings.model.target == "rating":
+        return settings
+    return settings.with_values({**RATING_DEFAULTS, "model.target": "rating"}, "recipe")
+
+
+def rating_text(settings: Settings) -> Float[np.ndarray, "items text"]:
+    """Return the catalogue's text vectors and behind them, where our method reads that, what words and years say."""
+    public = load_item_features(settings)
+    text, catalogue = public.features.vectors, public.items.catalogue
+    return (with_content(text, catalogue) if rating_recipe(settings).rating.content else text).double().numpy()
+
+
 @lru_cache(maxsize=8)
 def _federated(
-    problem: RatingProblem, stage: RatingStage, decay: float, hidden: float
+    problem: RatingProblem, stage: RatingStage, kernel: float
 ) -> tuple[Float[np.ndarray, " items"], Float[np.ndarray, "items width"], Float[np.ndarray, " width"]]:
     """Return base and features of every item, and the learned penalty, that a federation of the stage's users learns.
 
@@ -367,16 +382,16 @@ def _federated(
     part = "test" if stage.train is problem.test.train else "tuning"
     dataset = replace(load_dataset(problem.settings), rating_scale=problem.scale)
     roles = np.full(len(stage.train), Role.TRAINING, dtype=np.int8)
-    recipe = problem.settings
-    if recipe.model.target == "ranking":
+    recipe = rating_recipe(problem.settings)
+    if problem.settings.model.target == "ranking":
         rounds = math.ceil(_PASSES * (stage.train.lengths >= SHORTEST_HISTORY).sum() / _COHORT)
-        values = {**RATING_DEFAULTS, "federation.cohort": _COHORT, "federation.rounds": rounds}
-        recipe = recipe.with_values({**values, "model.target": "rating"}, "recipe")
-    recipe = replace(recipe, rating=replace(recipe.rating, decay=decay, hidden=hidden))
+        recipe = recipe.with_values({"federation.cohort": _COHORT, "federation.rounds": rounds}, "recipe")
     settings = settings_with_data(recipe, problem.folder / f"data-{part}", dataset, stage.train, roles)
-    folder = problem.folder / f"metarec-{part}-decay-{decay:g}-hidden-{hidden:g}"
+    folder = problem.folder / f"metarec-{part}"
     run_once(settings, folder, problem.say)
-    model = load_checkpoint(folder).rating_model()
+    checkpoint = load_checkpoint(folder)
+    told = replace(recipe, rating=replace(recipe.rating, kernel=kernel))
+    model = replace(checkpoint, settings=told).rating_model()
     base, features = (tensor.double().numpy() for tensor in model.catalogue())
     return middle(problem.scale) + base, features, model.log_penalty.detach().exp().double().numpy()
 
@@ -393,7 +408,8 @@ def _reconstructed(
 @lru_cache(maxsize=8)
 def _melu_trained(problem: RatingProblem, stage: RatingStage, settings: MeLUSettings) -> dict[int, PreferenceEstimator]:
     """Return MeLU's network after each number of epochs that is tried."""
-    content = item_content(load_dataset(problem.settings).catalogue, problem.text)
+    vectors = load_item_features(problem.settings).features.vectors.double().numpy()
+    content = item_content(load_dataset(problem.settings).catalogue, vectors)
     return train_melu(stage.train, content, settings, problem.settings.run.seed, kept=_MELU_EPOCHS)
 
 
@@ -406,14 +422,11 @@ def _components(problem: RatingProblem) -> Float[np.ndarray, "items width"]:
     return np.asarray(scores / np.sqrt((scores**2).sum(axis=1).mean()))
 
 
-_CONTENT: Options = {"gamma": (1.0, 0.5, 2.0, 4.0), "noise": (0.5, 0.2, 1.0, 2.0)}
+_CONTENT: Options = {"gamma": (1.0, 0.5, 0.25, 2.0), "noise": (0.5, 0.2, 1.0, 2.0)}
 _USER: Options = {"bias": (BIAS_PENALTY, 1.0, 6.0), "history": (0.0, 0.1, 0.3, 1.0)}
 
 RATING_FITS: dict[str, tuple[Fit, Options]] = {
-    OURS: (
-        ours,
-        {"decay": (0.03, 0.01, 0.1), "hidden": (0.5, 0.2), "history": _USER["history"], "fold-in": (1.0, 0.7, 1.5)},
-    ),
+    OURS: (ours, {"kernel": (0.5, 0.0, 1.0), "history": _USER["history"], "fold-in": (1.0, 0.7, 1.5)}),
     "fedrecon": (fedrecon, {"decay": (0.03, 0.1), "steps": (10, 5, 20)}),
     "melu": (melu, {"steps": (5, 1), "rate": (0.005, 0.01, 0.0025), "epochs": _MELU_EPOCHS}),
     "mf": (

@@ -13,7 +13,7 @@ from metarec_shared.interactions import Interactions
 from metarec_shared.metrics import graded_ndcg, mean_absolute_error, root_mean_square_error
 from metarec_shared.randomness import uniforms, user_keys
 from metarec_shared.settings import Settings
-from metarec_shared.sources import load_dataset, load_item_features
+from metarec_shared.sources import load_dataset
 from simulations.evaluation.melu_split import SHARE, cold_split, latest_items
 from simulations.evaluation.protocol import EvaluationProtocol, Say
 from simulations.evaluation.rating import (
@@ -26,6 +26,7 @@ from simulations.evaluation.rating import (
     kept,
     rated_only,
     rating_tasks,
+    rating_text,
 )
 
 GAINS = ("linear", "exponential")
@@ -61,7 +62,7 @@ class RatingQuadrants(EvaluationProtocol):
             folder=folder,
             say=say,
             scale=scale,
-            text=load_item_features(settings).features.vectors.double().numpy(),
+            text=rating_text(settings),
             tuning=_stage(warm, held_users, held_items, keys, seed),
             test=_stage(ratings, cold_users, cold_items, keys, seed),
         )

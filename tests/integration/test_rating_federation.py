@@ -11,7 +11,8 @@ import torch
 from client.answer_history import answer_history
 from client.data_source import load_population, load_rating_learner
 from client.meta_update import meta_update
-from metarec_shared.checkpoint import load_checkpoint, load_tensors
+from client.node import enroll
+from metarec_shared.checkpoint import load_checkpoint, load_tensors, save_tensors
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import CheckpointError, DataError, SettingsError
 from metarec_shared.exchange import TrainRequest
@@ -109,8 +110,33 @@ def test_one_user_more_moves_a_clipped_update_by_the_norm_at_most() -> None:
         meta_update(learner, parameters, nodes_by_id(settings, nodes, users), request).gradients
         for users in (training, training[:-1])
     ]
-    moved = torch.cat([(updates[0][name] - updates[1][name]).flatten() for name in parameters]).norm().item()
+    moved = torch.cat([(updates[0][name] - updates[1][name]).flatten() for name in updates[0]]).norm().item()
     assert moved == pytest.approx(0.05, rel=1e-4)
+
+
+@pytest.mark.parametrize("nodes", [0, 3])
+def test_the_mean_is_that_of_all_training_ratings_and_stays(tmp_path: Path, nodes: int) -> None:
+    settings = rating_settings(tmp_path, federation__rounds=3, federation__nodes=nodes)
+    run_rating(settings)
+    population = load_population(settings)
+    ratings = population.interactions.take(population.users(Role.TRAINING)).ratings
+    checkpoint = load_checkpoint(tmp_path)
+    assert checkpoint.parameters["mean"].item() == pytest.approx(np.nanmean(ratings, dtype=np.float64) - 3, rel=1e-6)
+    everybody = nodes_by_id(settings, node_count(settings), np.arange(1, node_count(settings) + 1))
+    sums = enroll(everybody, len(checkpoint.items.catalogue))
+    assert sums.rating_count == np.count_nonzero(~np.isnan(ratings))
+
+
+def test_a_checkpoint_from_before_the_texts_decay_and_with_another_mean_is_read_as_it_was(tmp_path: Path) -> None:
+    run_rating(rating_settings(tmp_path, federation__rounds=1))
+    tensors, description = load_tensors(tmp_path / "model.safetensors")
+    del description["settings"]["rating"]["text-decay"]
+    tensors["parameters/mean"] = torch.tensor([0.25])
+    save_tensors(tmp_path / "model.safetensors", tensors, description)
+    model = load_checkpoint(tmp_path).rating_model()
+    assert model.mean.item() == 0.25
+    base, _ = model.catalogue()
+    torch.testing.assert_close(base, 0.25 + model.text @ model.text_bias.detach() + model.item_bias.detach())
 
 
 @pytest.mark.parametrize("mode", ["site", "central", "local"])
@@ -123,6 +149,12 @@ def test_a_private_run_releases_no_row_of_an_item_and_charges_no_popularity(tmp_
     parameters = parameters_of(tmp_path)
     assert not parameters["item_ids"].any()
     assert parameters["projection"].isfinite().all()
+    assert parameters["mean"].abs().item() > 0
+    population = load_population(settings)
+    nodes = node_count(settings)
+    enrolled = enroll(nodes_by_id(settings, nodes, np.arange(1, nodes + 1)), 10, popularity=False)
+    assert population.rating_sum(population.users(Role.TRAINING))[1] > 0
+    assert (enrolled.rating_sum, enrolled.rating_count, enrolled.terms is None) == (0.0, 0, False)
     privacy = json.loads((tmp_path / "training.json").read_text())["privacy"]
     assert [one["name"] for one in privacy["mechanisms"]] == ["meta-update"]
     assert privacy["epsilon"] > 0

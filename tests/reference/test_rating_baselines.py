@@ -7,8 +7,8 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 from sklearn.metrics import ndcg_score
 
+from metarec_shared.content_kernel import content_kernel
 from metarec_shared.interactions import Interactions
-from simulations.baselines.content_kernel import content_kernel
 from simulations.baselines.matrix_factorization import BIAS_PENALTY, factorize
 from simulations.baselines.rating_fold_in import FoldIn, ridge
 from simulations.evaluation.labelled_ranking import labelled_metrics

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 
 from metarec_shared.dataset import RatingScale
@@ -23,7 +24,7 @@ from metarec_shared.rating_tasks import RatingTasks, draw_rating_tasks, evaluati
 from metarec_shared.settings import RatingSettings
 
 ITEMS, USERS, ROWS = 12, 3, 7
-SETTINGS = RatingSettings(width=2, decay=0.05, support=5, query=4, hidden=0.3)
+SETTINGS = RatingSettings(width=2, decay=0.05, support=5, query=4, hidden=0.3, text_decay=0.1)
 SCALE = RatingScale(low=1.0, high=5.0)
 
 
@@ -57,6 +58,26 @@ def test_ridge_vectors_equal_scikit_learn() -> None:
         targets = (batch.ratings - base)[user, batch.support[user]].numpy()
         expected = Ridge(alpha=1.0, fit_intercept=False, tol=1e-12).fit(rows, targets).coef_
         np.testing.assert_allclose(found[user] * penalty.sqrt(), expected, rtol=1e-7)
+
+
+def test_a_users_loss_counts_every_rating_that_is_asked_for_alike_and_no_padding() -> None:
+    network, batch = model(), tasks()
+    found = network.losses(batch)
+    base, features = (part.detach().numpy() for part in network.items(batch.items, batch.heard))
+    own = torch.column_stack([network.item_bias, network.item_ids]).detach().numpy()
+    penalty = network.log_penalty.detach().exp().numpy()
+    for user in range(USERS):
+        given, asked = (mask[user].numpy() for mask in (batch.support, batch.query))
+        left, F = batch.ratings[user].numpy() - base[user], features[user]
+        vector = np.linalg.solve(F[given].T @ F[given] + np.diag(penalty), F[given].T @ left[given])
+        errors = ((left - F @ vector)[asked] ** 2).sum() / SETTINGS.query
+        items = batch.items[user].numpy()[given | asked]
+        decay = SETTINGS.decay * (own[items] ** 2).sum() / (SETTINGS.support + SETTINGS.query)
+        text = SETTINGS.text_decay * network.text_bias.square().sum().item()
+        assert found[user].item() == pytest.approx(errors + decay + text)
+    assert not (batch.support | batch.query)[1, -1]  # padding of a user with fewer
+    narrow = RatingTasks(**{n: v[1:2] if v.ndim == 1 else v[1:2, :-1] for n, v in batch.tensors().items()})
+    torch.testing.assert_close(network.losses(narrow), found[1:2])
 
 
 def test_the_meta_gradient_equals_numerical_differentiation_of_the_weighted_losses() -> None:
@@ -144,6 +165,34 @@ def test_without_a_vector_of_their_own_users_are_expected_to_rate_as_anybody() -
     wanted = (predicted.clamp(-2, 2) - heard.ratings).abs()
     mae = torch.stack([wanted[user][heard.query[user]].mean() for user in range(USERS)])
     torch.testing.assert_close(rating_errors(network, heard, SCALE)["mae"], mae.detach())
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_items_without_anything_of_their_own_are_told_by_items_alike_as_scikit_learn_does(share: float) -> None:
+    network, silent = model(), [1, 4, 9]
+    with torch.no_grad():
+        network.item_bias[silent], network.item_ids[silent] = 0.0, 0.0
+    before = torch.column_stack([part.reshape(ITEMS, -1) for part in network.catalogue()]).numpy()
+    network.tell(share)
+    after = torch.column_stack([part.reshape(ITEMS, -1) for part in network.catalogue()]).numpy()
+    heard, text = np.setdiff1d(np.arange(ITEMS), silent), network.text.numpy()
+    gamma = 1 / ((text[:, None] - text[None]) ** 2).sum(axis=2).mean()
+    means = before[heard].mean(axis=0)
+    expected = KernelRidge(alpha=1.0, kernel="rbf", gamma=gamma).fit(text[heard], before[heard] - means)
+    told = means + expected.predict(text[silent])
+    np.testing.assert_allclose(after[silent], (1 - share) * before[silent] + share * told)
+    np.testing.assert_array_equal(after[heard], before[heard])
+
+
+@pytest.mark.parametrize("silent", [[], list(range(ITEMS))])
+def test_nobody_is_told_anything_where_all_items_are_rated_or_none(silent: list[int]) -> None:
+    network = model()
+    with torch.no_grad():
+        network.item_bias[silent], network.item_ids[silent] = 0.0, 0.0
+    before = [value.clone() for value in network.parameters()]
+    network.tell(1.0)
+    for value, old in zip(network.parameters(), before, strict=True):
+        assert torch.equal(value, old)
 
 
 def histories() -> Interactions:

@@ -58,7 +58,7 @@ def test_answers_survive_the_trip() -> None:
     scale = RatingScale(low=1.0, high=5.0)
     enrollment = an_enrollment(scale)
     returned = wire.unpack_enrollment(wire.pack_enrollment(enrollment), 3)
-    assert returned.rating_scale == scale
+    assert (returned.rating_scale, returned.rating_sum, returned.rating_count) == (scale, 7.5, 3)
     for column in ("node_ids", "names", "training_users", "validation_users", "item_counts"):
         assert getattr(returned, column).tolist() == getattr(enrollment, column).tolist()
 
@@ -72,7 +72,7 @@ def an_enrollment(scale: RatingScale | None = None, **columns: np.ndarray) -> En
         "item_counts": np.array([0, 2, 5]),
         **columns,
     }
-    return Enrollment(**values, rating_scale=scale)
+    return Enrollment(**values, rating_scale=scale, rating_sum=7.5, rating_count=3)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,25 @@ def an_enrollment(scale: RatingScale | None = None, **columns: np.ndarray) -> En
 def test_an_enrolment_whose_columns_do_not_fit_is_refused(columns: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(WireError, match=message):
         wire.unpack_enrollment(wire.pack_enrollment(an_enrollment(**columns)), 3)
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "message"),
+    [
+        (float("nan"), 3, "3 ratings cannot sum to nan"),
+        (4e6, 3, "3 ratings cannot sum to 4000000.0"),
+        (1.0, 0, "0 ratings cannot sum to 1.0"),
+        (1.0, -1, "a sum of ratings and their count, got 1.0 and -1"),
+        (1.0, 2.0, "a sum of ratings and their count, got 1.0 and 2.0"),
+    ],
+)
+def test_a_sum_that_is_none_of_so_many_ratings_is_refused(total: float, count: float, message: str) -> None:
+    content = wire.pack_enrollment(an_enrollment())
+    numbers = content["numbers"]
+    assert isinstance(numbers, MetricRecord)
+    numbers["rating_sum"], numbers["rating_count"] = total, count
+    with pytest.raises(WireError, match=message):
+        wire.unpack_enrollment(content, 3)
 
 
 @pytest.mark.parametrize("bits", [8, 16])
