@@ -8,6 +8,9 @@ say it, else it is learned. b_i and v_i are the item's own: they start at zero,
 so an item nobody rated is predicted from its text, and in some tasks they are hidden, so that text learns to stand
 alone. w_u is a ridge regression in closed form, with a learned penalty; it is the inner loop, and is differentiated
 through.
+Beside that, a user may like texts in ways no feature holds: with ``rating.user-kernel`` s, predictions for him have a
+second part, g_u(t_i), and the sum above a second penalty, that of a regression with the kernel s^2 exp(-d^2 / m) on
+text. That part is for predictions alone: meta-training goes without it, so that the features hold what they can.
 A user's loss is the sum of squared errors on the query set, over the largest one's size: so every rating that is asked
 for weighs the same, as in a matrix factorization. The outer gradient is a sum over users, so a federation can learn the
 model.
@@ -15,6 +18,8 @@ model.
 References:
     Bertinetto, Henriques, Torr and Vedaldi (2019), Meta-learning with differentiable closed-form solvers, equations 4
     to 6.
+    Rasmussen and Williams (2006), Gaussian processes for machine learning, equations 2.25 (the kernel regression) and
+    2.40 (one with linear features beside the kernel).
 """
 
 from collections.abc import Iterable, Sequence
@@ -62,6 +67,7 @@ class RatingModel(nn.Module):
         items, size = text.shape
         self.settings = settings
         self.register_buffer("text", text, persistent=False)
+        self.apart = max(2.0 * float(text.double().var(dim=0, correction=0).sum()), 1e-12)
         self.mean = nn.Parameter(torch.zeros(1))
         self.item_bias = nn.Parameter(torch.zeros(items))
         self.item_ids = nn.Parameter(torch.zeros(items, settings.width))
@@ -105,6 +111,11 @@ class RatingModel(nn.Module):
             base, features = self.items(everything, torch.ones(1, dtype=torch.bool, device=self.text.device))
         return base[0], features[0]
 
+    def alike(self, positions: Int[Tensor, "users rows"]) -> Float[Tensor, "users rows rows"]:
+        """Return how alike the texts of items are, exp(-d^2 / m), with m the mean squared distance of two items."""
+        text = self.text[positions]
+        return torch.exp(-torch.cdist(text, text, compute_mode="donot_use_mm_for_euclid_dist").square() / self.apart)
+
     def tell(self, share: float) -> None:
         """Give items that have nothing of their own what items of similar text have, in part.
 
@@ -121,9 +132,8 @@ class RatingModel(nn.Module):
             return
         linear = torch.cat([(self.text @ self.text_bias)[:, None], self.text @ self.projection], dim=1).detach()
         text, targets = self.text.double().cpu().numpy(), (linear + own)[heard].double().cpu().numpy()
-        apart = 2.0 * float(text.var(axis=0).sum())
         counts = heard.numpy().astype(np.float64)
-        kernel = content_kernel(text, counts, gamma=1.0 / max(apart, 1e-12), noise=_NOISE, few=0.0)
+        kernel = content_kernel(text, counts, gamma=1.0 / self.apart, noise=_NOISE, few=0.0)
         mean = targets.mean(axis=0)
         told = torch.from_numpy(mean + kernel.predict(targets - mean)).to(linear)
         filled = torch.where(heard.to(own.device)[:, None], own, share * (told - linear))
@@ -141,8 +151,11 @@ class RatingModel(nn.Module):
         base, features = self.items(tasks.items, tasks.heard)
         if not adapt:
             return base
-        vectors = ridge_vectors(features, tasks.ratings - base, tasks.support, self.log_penalty.exp())
-        return base + (features @ vectors[:, :, None])[:, :, 0]
+        targets, penalty = tasks.ratings - base, self.log_penalty.exp()
+        if not self.settings.user_kernel:
+            return base + _ridge_predictions(features, targets, tasks.support, penalty)
+        kernel = self.settings.user_kernel**2 * self.alike(tasks.items)
+        return base + kernel_ridge_predictions(features, targets, tasks.support, penalty, kernel)
 
     def losses(self, tasks: RatingTasks) -> Float[Tensor, " users"]:
         """Return each user's meta-loss: squared errors on the query set, and the decay; 0 without a task.
@@ -152,7 +165,10 @@ class RatingModel(nn.Module):
         their bias.
         """
         limits, given = self.settings, tasks.support | tasks.query
-        errors: Tensor = ((self(tasks) - tasks.ratings).square() * tasks.query).sum(dim=1) / limits.query
+        base, features = self.items(tasks.items, tasks.heard)
+        targets = tasks.ratings - base
+        predicted = _ridge_predictions(features, targets, tasks.support, self.log_penalty.exp())
+        errors: Tensor = ((predicted - targets).square() * tasks.query).sum(dim=1) / limits.query
         own = self.item_ids[tasks.items].square().sum(dim=2) + self.item_bias[tasks.items].square()
         decay: Tensor = limits.decay * (own * given).sum(dim=1) / (limits.support + limits.query)
         return errors + decay + limits.text_decay * self.text_bias.square().sum() * given.any(dim=1)
@@ -169,6 +185,43 @@ def ridge_vectors(
     gram = masked.mT @ masked + penalty.diag()
     moment = masked.mT @ (targets * mask)[:, :, None]
     return torch.cholesky_solve(moment, torch.linalg.cholesky(gram))[:, :, 0]
+
+
+def kernel_ridge_predictions(
+    features: Float[Tensor, "users rows width"],
+    targets: Float[Tensor, "users rows"],
+    mask: Bool[Tensor, "users rows"],
+    penalty: Float[Tensor, " width"],
+    kernel: Float[Tensor, "users rows rows"],
+) -> Float[Tensor, "users rows"]:
+    """Return what each user's regression on the rows in ``mask`` expects of every row.
+
+    It is a ridge regression on the features plus a function of the kernel's reproducing space, whose squared norm is
+    penalized too. In dual form: with ``K`` the inner products of features over their penalty, plus the kernel, and
+    ``s`` the rows in the mask, ``K_.s (K_ss + I)^-1 y_s``.
+
+    Args:
+        features: Of each row.
+        targets: What is regressed.
+        mask: Rows that are known.
+        penalty: Of each feature's squared coefficient, above 0.
+        kernel: Inner products of that space.
+    """
+    inner = (features / penalty) @ features.mT + kernel
+    known = mask.to(inner.dtype)
+    gram = inner * known[:, :, None] * known[:, None, :] + torch.eye(mask.shape[1], dtype=inner.dtype).to(inner.device)
+    dual = torch.cholesky_solve((targets * known)[:, :, None], torch.linalg.cholesky(gram))
+    return (inner @ dual)[:, :, 0]
+
+
+def _ridge_predictions(
+    features: Float[Tensor, "users rows width"],
+    targets: Float[Tensor, "users rows"],
+    mask: Bool[Tensor, "users rows"],
+    penalty: Float[Tensor, " width"],
+) -> Float[Tensor, "users rows"]:
+    vectors = ridge_vectors(features, targets, mask, penalty)
+    return (features @ vectors[:, :, None])[:, :, 0]
 
 
 def rating_meta_gradient(

@@ -236,6 +236,12 @@ class RatingSettings:
         low=0,
         high=1,
     )
+    user_kernel: float = setting(
+        0.0,
+        "how far a user's taste in texts may differ from all that features hold, over the noise of a rating, where "
+        "ratings are predicted; 0: not at all",
+        low=0,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -444,6 +450,7 @@ RATING_DEFAULTS: Mapping[str, Scalar] = {
     "outer.averaging": 0.0,
     "rating.content": True,
     "rating.kernel": 0.5,
+    "rating.user-kernel": 0.4,
 }
 """What a simulation with model.target = rating changes of the defaults."""
 

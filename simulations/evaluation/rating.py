@@ -296,6 +296,7 @@ def ours(problem: RatingProblem, stage: RatingStage, chosen: Mapping[str, Any]) 
         penalty=chosen["fold-in"] * penalty,
         histories=stage.train,
         history_weight=chosen["history"],
+        kernel=_alike(problem, chosen["user-kernel"]) if chosen["user-kernel"] else None,
     )
 
 
@@ -396,6 +397,15 @@ def _federated(
     return middle(problem.scale) + base, features, model.log_penalty.detach().exp().double().numpy()
 
 
+@lru_cache(maxsize=2)
+def _alike(problem: RatingProblem, scale: float) -> Float[np.ndarray, "items items"]:
+    """Return the kernel of our method's users, as ``RatingModel.alike`` has it, in single precision."""
+    squares = (problem.text**2).sum(axis=1)
+    distances = squares[:, None] + squares - 2 * problem.text @ problem.text.T
+    apart = 2.0 * problem.text.var(axis=0).sum()
+    return np.asarray(scale**2 * np.exp(-np.maximum(distances, 0.0) / apart), dtype=np.float32)
+
+
 @lru_cache(maxsize=8)
 def _reconstructed(
     problem: RatingProblem, stage: RatingStage, settings: ReconstructionSettings
@@ -426,7 +436,15 @@ _CONTENT: Options = {"gamma": (1.0, 0.5, 0.25, 2.0), "noise": (0.5, 0.2, 1.0, 2.
 _USER: Options = {"bias": (BIAS_PENALTY, 1.0, 6.0), "history": (0.0, 0.1, 0.3, 1.0)}
 
 RATING_FITS: dict[str, tuple[Fit, Options]] = {
-    OURS: (ours, {"kernel": (0.5, 0.0, 1.0), "history": _USER["history"], "fold-in": (1.0, 0.7, 1.5)}),
+    OURS: (
+        ours,
+        {
+            "kernel": (0.5, 0.0, 1.0),
+            "history": _USER["history"],
+            "user-kernel": (0.4, 0.0, 0.2, 0.6),
+            "fold-in": (1.0, 0.7, 1.5, 2.5, 4.0),
+        },
+    ),
     "fedrecon": (fedrecon, {"decay": (0.03, 0.1), "steps": (10, 5, 20)}),
     "melu": (melu, {"steps": (5, 1), "rate": (0.005, 0.01, 0.0025), "epochs": _MELU_EPOCHS}),
     "mf": (

@@ -6,6 +6,7 @@ import torch
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 from sklearn.metrics import ndcg_score
+from sklearn.metrics.pairwise import rbf_kernel
 
 from metarec_shared.content_kernel import content_kernel
 from metarec_shared.interactions import Interactions
@@ -53,6 +54,29 @@ def test_folding_in_equals_scikit_learn_on_support_and_weighted_history(history_
         np.concatenate([np.ones(4), np.full(len(past), history_weight)]),
     )
     expected = base[query] + fitted.predict(features[query])
+    np.testing.assert_allclose(model.predict(4, support, ratings, query), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("history_weight", [0.0, 0.3])
+def test_folding_in_with_a_kernel_equals_scikit_learn(history_weight: float) -> None:
+    rng = np.random.default_rng(4)
+    known, penalty = histories(), np.array([0.5, 2.0, 1.0])
+    base, features, text = rng.standard_normal(ITEMS), rng.standard_normal((ITEMS, 3)), rng.standard_normal((ITEMS, 2))
+    kernel = 0.6 * rbf_kernel(text, gamma=0.4)
+    model = FoldIn(
+        base=base, features=features, penalty=penalty, histories=known, history_weight=history_weight, kernel=kernel
+    )
+    support, ratings, query = np.array([3, 1, 7, 2]), np.array([5.0, 2.0, 4.0, 1.0]), np.array([0, 9])
+    past, given = known.history(4), known.ratings[known.offsets[4] : known.offsets[5]]
+    items = np.concatenate([support, past]) if history_weight else support
+    targets = np.concatenate([ratings, given]) if history_weight else ratings
+    whole = (features / penalty) @ features.T + kernel
+    fitted = KernelRidge(alpha=1.0, kernel="precomputed").fit(
+        whole[np.ix_(items, items)],
+        targets - base[items],
+        sample_weight=np.where(np.arange(len(items)) < 4, 1.0, history_weight),
+    )
+    expected = base[query] + fitted.predict(whole[np.ix_(query, items)])
     np.testing.assert_allclose(model.predict(4, support, ratings, query), expected, rtol=1e-6)
 
 

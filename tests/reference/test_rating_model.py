@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
+from sklearn.metrics.pairwise import rbf_kernel
 
 from metarec_shared.dataset import RatingScale
 from metarec_shared.interactions import Interactions
@@ -15,6 +16,7 @@ from metarec_shared.population import Population
 from metarec_shared.randomness import user_keys
 from metarec_shared.rating_model import (
     RatingModel,
+    kernel_ridge_predictions,
     per_user_rating_gradients,
     rating_errors,
     rating_meta_gradient,
@@ -58,6 +60,48 @@ def test_ridge_vectors_equal_scikit_learn() -> None:
         targets = (batch.ratings - base)[user, batch.support[user]].numpy()
         expected = Ridge(alpha=1.0, fit_intercept=False, tol=1e-12).fit(rows, targets).coef_
         np.testing.assert_allclose(found[user] * penalty.sqrt(), expected, rtol=1e-7)
+
+
+def test_regressions_with_a_kernel_equal_those_of_scikit_learn() -> None:
+    rng = torch.Generator().manual_seed(5)
+    batch, penalty = tasks(), torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
+    base, features = (part.detach() for part in model().items(batch.items, batch.heard))
+    hidden = torch.randn(USERS, ROWS, ROWS, generator=rng, dtype=torch.float64)
+    targets, kernel = batch.ratings - base, hidden @ hidden.mT
+    found = kernel_ridge_predictions(features, targets, batch.support, penalty, kernel)
+    for user in range(USERS):  # what has the kernel for its inner products is linear in the rows of ``hidden``
+        rows, known = torch.column_stack([features[user] / penalty.sqrt(), hidden[user]]).numpy(), batch.support[user]
+        fitted = Ridge(alpha=1.0, fit_intercept=False, solver="svd").fit(rows[known], targets[user, known].numpy())
+        np.testing.assert_allclose(found[user], fitted.predict(rows), rtol=1e-7)
+
+
+def test_without_a_kernel_both_regressions_are_one() -> None:
+    batch, penalty = tasks(), torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
+    base, features = (part.detach() for part in model().items(batch.items, batch.heard))
+    vectors = ridge_vectors(features, batch.ratings - base, batch.support, penalty)
+    none = torch.zeros(USERS, ROWS, ROWS, dtype=torch.float64)
+    found = kernel_ridge_predictions(features, batch.ratings - base, batch.support, penalty, none)
+    torch.testing.assert_close(found, (features @ vectors[:, :, None])[:, :, 0])
+
+
+def test_users_with_a_kernel_are_predicted_as_scikit_learn_does_and_meta_training_goes_without_it() -> None:
+    batch, plain = tasks(), model()
+    text = plain.text.numpy()
+    wider = RatingModel(plain.text.float(), replace(SETTINGS, user_kernel=0.7)).double()
+    wider.load_state_dict(plain.state_dict())
+    base, features = (part.detach() for part in plain.items(batch.items, batch.heard))
+    scaled = features / plain.log_penalty.exp().sqrt().detach()
+    gamma = 1 / ((text[:, None] - text[None]) ** 2).sum(axis=2).mean()
+    predicted = wider(batch).detach()
+    for user in range(USERS):
+        known, of = batch.support[user], text[batch.items[user]]
+        kernel = (scaled[user] @ scaled[user].T).numpy() + 0.49 * rbf_kernel(of, gamma=gamma)
+        process = KernelRidge(alpha=1.0, kernel="precomputed").fit(
+            kernel[known][:, known], (batch.ratings - base)[user, known].numpy()
+        )
+        np.testing.assert_allclose(predicted[user] - base[user], process.predict(kernel[:, known]), rtol=1e-6)
+    torch.testing.assert_close(wider.losses(batch), plain.losses(batch))
+    assert not torch.allclose(predicted, plain(batch))
 
 
 def test_a_users_loss_counts_every_rating_that_is_asked_for_alike_and_no_padding() -> None:

@@ -106,7 +106,7 @@ def test_factorization_beats_the_mean_of_users_which_beats_a_constant(quadrants:
 
 @pytest.mark.parametrize("method", ["metarec", "fedrecon", "melu"])
 def test_meta_learned_models_beat_a_constant_and_rank_better_than_chance(quadrants: RatingTrial, method: str) -> None:
-    chosen = {"decay": 0.01, "kernel": 0.5, "history": 0.0, "fold-in": 1.0, "steps": 10}
+    chosen = {"decay": 0.01, "kernel": 0.5, "user-kernel": 0.5, "history": 0.0, "fold-in": 1.0, "steps": 10}
     chosen |= {"steps": 5, "rate": 0.02, "epochs": 12} if method == "melu" else {}
     predictor = RATING_FITS[method][0](quadrants.problem, quadrants.problem.test, chosen)
     found = quadrants.measured(predictor, quadrants.problem.test.tasks["new-users"])
