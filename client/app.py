@@ -58,7 +58,8 @@ def answer(learner: Learner | RatingLearner, nodes: Nodes, content: RecordDict, 
         case "query":
             request = wire.unpack_request(EnrollmentRequest, content)
             learner.check_catalogue(request.catalogue)
-            return wire.pack_enrollment(enroll(nodes, len(learner.model.text), popularity=request.popularity))
+            ratings, items = isinstance(learner, RatingLearner), len(learner.model.text)
+            return wire.pack_enrollment(enroll(nodes, items, popularity=request.popularity, ratings=ratings))
         case "query.moments":
             wanted = wire.unpack_request(MomentsRequest, content)
             learner.check_catalogue(wanted.catalogue)

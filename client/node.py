@@ -108,15 +108,14 @@ class Nodes:
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
 
-def enroll(nodes: Nodes, catalogue_size: int, *, popularity: bool = True) -> Enrollment:
-    """Say who the nodes are, how many of their meta-training users interacted with each item and how they rated.
-
-    The sum and the number of their ratings are said only where there are no terms of privacy.
+def enroll(nodes: Nodes, catalogue_size: int, *, popularity: bool = True, ratings: bool = False) -> Enrollment:
+    """Say who the nodes are and how many of their meta-training users interacted with each item.
 
     Args:
         nodes: The nodes.
         catalogue_size: Number of items.
         popularity: Whether item counts are wanted; under terms of privacy they are bounded, noised and charged.
+        ratings: Whether the sum and the number of their ratings are wanted; under terms of privacy they are not said.
 
     Raises:
         Refusal: The budget does not do for the item counts.
@@ -138,8 +137,9 @@ def enroll(nodes: Nodes, catalogue_size: int, *, popularity: bool = True) -> Enr
         part = users[start : start + USERS_COUNTED_AT_ONCE]
         counts += nodes.population.item_counts(part, catalogue_size)
         scales.append(nodes.population.observed_scale(part))
-        part_sum, part_count = nodes.population.rating_sum(part)
-        rating_sum, rating_count = rating_sum + part_sum, rating_count + part_count
+        if ratings:
+            part_sum, part_count = nodes.population.rating_sum(part)
+            rating_sum, rating_count = rating_sum + part_sum, rating_count + part_count
     return Enrollment(
         node_ids=nodes.node_ids,
         names=np.array(list(nodes.names), dtype=np.str_),

@@ -35,9 +35,14 @@ from metarec_shared.text_ridge import fit_text_ridge
 
 FORMAT = 4
 _BEFORE: dict[int, dict[str, Scalar]] = {
-    1: {"model.order-aware": False, "tasks.time-share": 0.0, "adaptation.evidence": False},
-    2: {"adaptation.evidence": False},
-    3: {},
+    1: {
+        "model.order-aware": False,
+        "tasks.time-share": 0.0,
+        "adaptation.evidence": False,
+        "regression.text-kernel": 0.0,
+    },
+    2: {"adaptation.evidence": False, "regression.text-kernel": 0.0},
+    3: {"regression.text-kernel": 0.0},
 }
 """What earlier formats could not do, so that their settings do not say it."""
 _STATES_BEFORE = 2
@@ -151,15 +156,18 @@ class Checkpoint:
             order: regression.transferred(len(text), at, of, text) for order, regression in self.regressions.items()
         }
         if self.start_prior is not None:
-            model.start_prior = self.start_prior.transferred(len(text), at, of, text)
+            model.start_prior = self.start_prior.transferred(len(text), at, of, (self._known_text, text))
         sizes, unknown = self.settings.regression, torch.ones(len(text), dtype=torch.bool).index_fill(0, at, False)
         if sizes.text_kernel and unknown.any():
             model.text_kernel = TextKernel.over(text, unknown, sizes.text_kernel, sizes.text_kernel_sharpness)
         return model.eval()
 
+    @property
+    def _known_text(self) -> torch.Tensor:
+        return self.text[torch.from_numpy(self.items.positions)]
+
     def _bias_by_text(self, text: torch.Tensor) -> torch.Tensor:
-        known = self.text[torch.from_numpy(self.items.positions)]
-        return fit_text_ridge(known, self.parameters["item_bias"][:, None]).predictions(text)[:, 0]
+        return fit_text_ridge(self._known_text, self.parameters["item_bias"][:, None]).predictions(text)[:, 0]
 
     def describe(self) -> dict[str, Any]:
         """Return the description that stands in the file's header."""

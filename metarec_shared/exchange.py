@@ -44,7 +44,7 @@ class Enrollment:
         item_counts: Meta-training users who interacted with each item, float64 [items]; under terms bounded a user, and
             noised.
         rating_scale: Scale of the nodes' ratings, the widest where they differ; None where there are no ratings.
-        rating_sum: Sum of all ratings of meta-training users; never sent under terms.
+        rating_sum: Sum of all ratings of meta-training users, where they are predicted; never sent under terms.
         rating_count: How many these are; 0: not sent, or there are none.
         terms: What the nodes do for their users' privacy; None: nothing.
     """

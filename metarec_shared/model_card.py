@@ -7,9 +7,10 @@ from typing import Any
 from metarec_shared.comparison import Comparison, compare, show
 
 NO_PRIVACY = (
-    "Ratings and times stay on their node, but raw item counts, raw moments of tasks and raw gradients leave the "
-    "nodes, neither clipped nor noised. There is no guarantee: counts and moments of a node with one user are that "
-    "user's items and much of their order, and gradients often tell which items a node's users touched."
+    "Times stay on their node, but raw item counts, raw moments of tasks and raw gradients leave the "
+    "nodes, neither clipped nor noised, and so does the sum of a node's ratings where the model predicts ratings. "
+    "There is no guarantee: counts and moments of a node with one user are that user's items and much of their order, "
+    "the sum is that user's mean rating, and gradients often tell which items a node's users touched."
 )
 
 _ORDERS = {"random": "random order", "time": "time order"}

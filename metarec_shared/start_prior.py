@@ -94,7 +94,7 @@ class StartPrior:
         items: int,
         here: Int[Tensor, " shared"],
         there: Int[Tensor, " shared"],
-        text: Float[Tensor, "items text"] | None = None,
+        texts: tuple[Float[Tensor, "own text"], Float[Tensor, "items text"]] | None = None,
     ) -> "StartPrior":
         """Return the prior over another catalogue; items that are not shared are expected by their text.
 
@@ -102,11 +102,12 @@ class StartPrior:
             items: Size of the other catalogue.
             here: Where shared items stand in it.
             there: Where they stand in this one's.
-            text: Text vectors of the other catalogue; None: an item that is not shared is one that nobody had.
+            texts: Text vectors of this catalogue and of the other; None: an item that is not shared is one that nobody
+                had.
         """
         logs = self.logs.new_full((len(self.sizes), items), float(np.log(_SMOOTHING)))
-        if text is not None and 0 < len(here) < items:
-            logs = fit_text_ridge(text[here], self.logs[:, there].T).predictions(text).T
+        if texts is not None and len(here) < items:
+            logs = fit_text_ridge(texts[0], self.logs.T).predictions(texts[1]).T.contiguous()
         return replace(self, logs=logs.index_copy(1, here, self.logs[:, there]))
 
     def _rows(self, tasks: TaskBatch) -> Float[Tensor, "users sizes"]:

@@ -347,9 +347,9 @@ def between_sizes(sizes: Sequence[int], wanted: Int[Tensor, " users"]) -> Float[
     knots = torch.tensor(sizes, dtype=torch.float32, device=wanted.device)
     place = wanted.to(knots).clamp(knots[0], knots[-1])
     right = torch.searchsorted(knots, place).clamp(min=1, max=max(len(sizes) - 1, 1))
-    weights = torch.ones(len(wanted), 1, device=wanted.device).expand(-1, len(sizes)).clone()
     if len(sizes) == 1:
-        return weights
+        return torch.ones(len(wanted), 1, device=wanted.device)
     left = right - 1
     share = (place - knots[left]) / (knots[right] - knots[left])
-    return weights.zero_().scatter(1, left[:, None], 1 - share[:, None]).scatter(1, right[:, None], share[:, None])
+    weights = torch.zeros(len(wanted), len(sizes), device=wanted.device)
+    return weights.scatter(1, left[:, None], 1 - share[:, None]).scatter(1, right[:, None], share[:, None])

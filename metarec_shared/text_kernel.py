@@ -65,6 +65,8 @@ class TextKernel:
         total = self.vectors.new_zeros(len(support), len(self.vectors))
         speaking = mask & self.unknown[support]
         for items, speaks in zip(support.T, speaking.T, strict=True):  # one support item a user: memory of one result
+            if not speaks.any():
+                continue
             cosines = self.vectors[items] @ self.vectors.T
             total += (self.sharpness * (cosines - 1)).exp_() * speaks[:, None]
         return self.weight * total

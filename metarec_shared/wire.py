@@ -56,6 +56,7 @@ _LARGEST_RATING = 1e6
 """A scale beyond it would overflow where ratings are read on it, for some users and not for others."""
 
 _MOST_BLENDS = 64
+_LARGEST_SUPPORT = 2**20
 
 _SCALES = "/scales"
 """A quantized tensor travels as two arrays, its codes under its own name and their scales under this ending."""
@@ -161,7 +162,8 @@ def _flat(value: Any) -> Any:
 
 
 def _scale(value: Any) -> RatingScale | None:
-    if not isinstance(value, list) or len(value) not in (0, 2) or not (np.abs(value) <= _LARGEST_RATING).all():
+    numbers = isinstance(value, list) and all(type(limit) in (int, float) for limit in value)
+    if not numbers or len(value) not in (0, 2) or not (np.abs(value) <= _LARGEST_RATING).all():
         raise WireError(f"a rating scale must be empty or two numbers of at most {_LARGEST_RATING:g}, got {value!r}")
     return RatingScale(low=float(value[0]), high=float(value[1])) if value else None
 
@@ -192,7 +194,8 @@ def unpack_request(kind: type[RequestT], content: RecordDict) -> RequestT:
         if values["support"] < 1:
             raise WireError(f"support must be at least 1, got {values['support']}")
         for name in ("blends", "start_blends"):
-            if len(values[name]) > _MOST_BLENDS or not np.isfinite(values[name]).all():
+            numbers = all(type(blend) in (int, float) for blend in values[name])
+            if not numbers or len(values[name]) > _MOST_BLENDS or not np.isfinite(values[name]).all():
                 raise WireError(f"{name} must be at most {_MOST_BLENDS} finite numbers, got {len(values[name])}")
         if values["start_blends"] and len(values["start_blends"]) != len(values["blends"]):
             got = f"{len(values['start_blends'])} and {len(values['blends'])}"
@@ -206,9 +209,12 @@ def unpack_request(kind: type[RequestT], content: RecordDict) -> RequestT:
 
 
 def _check_sizes(sizes: Sequence[Any]) -> None:
-    ascending = all(isinstance(size, int) for size in sizes) and list(sizes) == sorted(set(sizes))
-    if len(sizes) > _MOST_BLENDS or not ascending or (sizes and sizes[0] < 1):
-        raise WireError(f"sizes of support sets must be at most {_MOST_BLENDS} whole numbers from 1 up, got {sizes!r}")
+    ascending = all(type(size) is int for size in sizes) and list(sizes) == sorted(set(sizes))
+    if len(sizes) > _MOST_BLENDS or not ascending or (sizes and not 1 <= sizes[0] <= sizes[-1] <= _LARGEST_SUPPORT):
+        raise WireError(
+            f"sizes of support sets must be at most {_MOST_BLENDS} whole numbers from 1 to {_LARGEST_SUPPORT:,}, "
+            f"ascending, got {sizes!r}"
+        )
 
 
 _LISTS = {"blends", "start_blends", "start_sizes"}
@@ -298,8 +304,8 @@ def unpack_moments(content: RecordDict, items: int, start_sizes: int = 0) -> Mom
     (nodes,) = _numbers(content, "nodes")
     support, query = (_sparse_matrix(record, name, items, items) for name in ("support", "query"))
     starts = _sparse_matrix(record, "start", start_sizes, items)
-    if starts.data.min(initial=0.0) < 0:
-        raise WireError("start moments must be counts, got one below 0")
+    if starts.data.min(initial=0.0) < 0 or starts.data.max(initial=0.0) > _MOST_USERS:
+        raise WireError(f"start moments must be counts of at most {_MOST_USERS:,} users")
     return Moments(moments=TaskMoments(support=support, query=query), starts=starts, nodes=int(nodes))
 
 
@@ -313,7 +319,8 @@ def _sparse_matrix(record: ArrayRecord, name: str, rows: int, items: int) -> sp.
     if kinds != {"starts": ("int64", 1), "items": ("int32", 1), "values": ("float32", 1)}:
         raise WireError(f"{name} moments must be starts (int64), items (int32) and values (float32), got {kinds}")
     starts, columns, values = parts["starts"], parts["items"], parts["values"]
-    rows_fit = len(starts) == rows + 1 and starts[0] == 0 and (np.diff(starts) >= 0).all()
+    inside = starts.min(initial=0) >= 0 and starts.max(initial=0) <= len(values)  # differences must not overflow
+    rows_fit = inside and len(starts) == rows + 1 and starts[0] == 0 and (np.diff(starts) >= 0).all()
     if not rows_fit or not starts[-1] == len(columns) == len(values):
         raise WireError(f"{name} moments must have {rows} rows that hold {len(values)} values")
     if len(columns) and not (columns.min() >= 0 and columns.max() < items and np.isfinite(values).all()):
@@ -369,6 +376,8 @@ def unpack_enrollment(content: RecordDict, items: int) -> Enrollment:
     if counts.max(initial=0) > training.sum():  # nobody has an item twice
         raise WireError(f"item_counts exceed the {training.sum():,} meta-training users, got {counts.max():,.0f}")
     rating_sum, rating_count = _rating_sum(numbers)
+    if rating_count and "terms" in content:
+        raise WireError("an enrolment under terms of privacy must not tell ratings, got their sum")
     return Enrollment(
         node_ids=node_ids,
         training_users=training,

@@ -46,7 +46,8 @@ TRAINING_FILE = "training.json"
 RELEASES_FILE = "releases.json"
 
 NO_PRIVACY_NOTICE = (
-    "privacy: none; raw item counts, sums of ratings, raw gradients and raw moments of tasks leave the nodes"
+    "privacy: none; raw item counts, raw gradients and raw moments of tasks leave the nodes, "
+    "and sums of ratings where the model predicts ratings"
 )
 
 logger = logging.getLogger(__name__)

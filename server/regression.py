@@ -19,6 +19,7 @@ import numpy as np
 import scipy.sparse as sp
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from metarec_shared import wire
 from metarec_shared.broadcast import Broadcast, Kind, NodeIds
@@ -126,14 +127,18 @@ class _Fitter:
         if not answer.moments.support.nnz:
             return _Fit()
         sizes = self._settings.regression
-        regression = fit_task_regression(
-            answer.moments,
-            target="both" if order == "random" else "query",
-            penalty=sizes.penalty,
-            neighbours=sizes.neighbours,
-            most_items=sizes.most_items,
-            text=self._text if sizes.by_text else None,
-        )
+        try:
+            regression = fit_task_regression(
+                answer.moments,
+                target="both" if order == "random" else "query",
+                penalty=sizes.penalty,
+                neighbours=sizes.neighbours,
+                most_items=sizes.most_items,
+                text=self._text if sizes.by_text else None,
+            )
+        except LinAlgError as error:  # some node's moments are those of no users
+            logger.warning("no task regression, %s order: the moments cannot be solved (%s)", order, error)
+            return _Fit()
         prior = StartPrior.of(answer.starts, self._start_sizes(order)) if answer.starts.nnz else None
         blends: dict[int, float] = {}
         start_blends: dict[int, float] = {}
@@ -146,10 +151,10 @@ class _Fitter:
             figures = {"blend": BLENDS[best], "validation": values[best], "without": values[0]}
             if prior is not None:
                 fixed = (BLENDS[best],) * len(START_BLENDS)
-                values = self._judged(order, support, regression, fixed, prior, START_BLENDS)
+                values = self._judged(order, support, regression, fixed, prior, START_BLENDS) or [0.0]
                 best = int(np.argmax(values))
                 start_blends[support] = START_BLENDS[best]
-                figures |= {"start_blend": START_BLENDS[best], "validation": values[best]}
+                figures |= {"start_blend": START_BLENDS[best], "validation": max(values)}
             logger.info(
                 "task regression, %s order, %d support items: validation nDCG@%d %.4f, %.4f without",
                 order, support, self._settings.evaluation.k, figures["validation"], figures["without"],

@@ -41,7 +41,8 @@ STATEMENTS: dict[Mode, Statement] = {
         neighbours="none",
         trust="the server and whoever sees what it receives",
         sampling="none",
-        not_protected="raw item counts, moments of tasks and gradients leave the nodes; they tell what users touched",
+        not_protected="raw item counts, moments of tasks, gradients and, where ratings are predicted, sums of ratings "
+        "leave the nodes; they tell what users touched and how they rate",
     ),
     "site": Statement(
         neighbours="one user's whole history added to or removed from the site",

@@ -5,8 +5,9 @@
 Every choice is compared with the defaults over the same seeds: same split, same draws, one node a user. It is judged by
 validation users, in random and in time order, and with few support items (the mean over both orders and ``FEW``); a
 choice pays if it is better by more than two standard errors in one of these and nowhere worse by as much. Test users
-are shown beside, and decide nothing. Runs are cached in ``--out``, so more seeds or choices are added by the same
-command.
+are shown beside, and decide nothing; but what is blended in as validation users choose (task regression, start prior)
+cannot look worse on these, so read its rows by test users. Runs are cached in ``--out``, so more seeds or choices are
+added by the same command.
 """
 
 import json
@@ -36,7 +37,7 @@ from simulations.repeated import run_once
 
 SOURCE = "ablation benchmark"
 BASE = "defaults"
-FIGURES_FILE = "validation-and-test.json"
+FIGURES_FILE = "validation-test-and-few.json"
 ROLES = {"validation": Role.VALIDATION, "test": Role.TEST}
 FEW = (1, 3, 5)
 """Support items of users with few of them."""
@@ -104,8 +105,8 @@ def figures_of(settings: Settings, folder: Path) -> dict[str, float]:
         folder: The run's.
     """
     path = folder / FIGURES_FILE
+    run_once(settings, folder, _say)  # refuses a folder of other settings
     if not path.exists():
-        run_once(settings, folder, _say)
         dataset = load_training_dataset(settings)
         population = Population.of(dataset.interactions, dataset.rating_scale, settings.run.seed)
         score, sizes = model_scorer(load_checkpoint(folder).model(), adapt=True), settings.evaluation

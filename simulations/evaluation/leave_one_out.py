@@ -46,7 +46,7 @@ VALIDATING = 2_000
 NEIGHBOURS = 1_000
 """Weights that our task regression keeps of each item: with whole histories known, weak ones count too."""
 SWEEPS = 2
-"""How often blends are chosen in turn."""
+"""How often blends are chosen in turn, where there are several."""
 PROBED = 5
 """Draws of the leak probe, over the items of the catalogue."""
 _PROBE = Method(name="leak-probe", about="items by how rarely they are drawn as training negatives: must be at chance")
@@ -201,12 +201,12 @@ class LeaveOneOutTrial(RankingTrial):
         def scorer(blends: Sequence[float]) -> Scorer:
             return lambda batch: _mixed(parts(batch), blends)
 
+        with torch.no_grad():  # both cells have their tasks in common
+            known = [parts(batch) for batch in self.problem.cells[0].validation.batches]
         scorers: dict[str, Scorer] = {}
         for cell in self.problem.cells:
-            with torch.no_grad():
-                known = [parts(batch) for batch in cell.validation.batches]
 
-            def value(blends: Sequence[float], cell: RankingCell = cell, known: list[list[Tensor]] = known) -> float:
+            def value(blends: Sequence[float], cell: RankingCell = cell) -> float:
                 scored = iter([_mixed(one, blends) for one in known])
                 return self.value(lambda _: next(scored), [cell.validation])[0]
 
@@ -298,7 +298,7 @@ class LeaveOneOutTrial(RankingTrial):
 def best_blends(value: Callable[[Sequence[float]], float], count: int) -> list[float]:
     """Return the blends of best value, each chosen from ``BLENDS`` in turn while the others stand."""
     blends = [0.0] * count
-    for _ in range(SWEEPS):
+    for _ in range(SWEEPS if count > 1 else 1):
         for place in range(count):
             choices = [[*blends[:place], blend, *blends[place + 1 :]] for blend in BLENDS]
             blends = max(choices, key=value)

@@ -7,6 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from metarec_shared.errors import CheckpointError
 from metarec_shared.settings import Settings
 from simulations.benchmarks import ablation
 from simulations.benchmarks.ablation import BASE, CHOICES, pays
@@ -56,7 +57,9 @@ def test_the_command_compares_and_keeps_what_it_ran(tmp_path: Path, monkeypatch:
     def never(*_: object) -> None:
         raise AssertionError("a finished run was run again")
 
-    monkeypatch.setattr(ablation, "run_once", never)
+    monkeypatch.setattr("simulations.repeated.simulate", never)
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 0, again.output
     assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    other = CliRunner().invoke(app, [*arguments, "--set", "model.feedback=true"])
+    assert isinstance(other.exception, CheckpointError)

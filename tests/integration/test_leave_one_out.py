@@ -9,14 +9,23 @@ import torch
 
 from metarec_shared.dataset import Dataset
 from metarec_shared.errors import DataError
+from metarec_shared.evaluation import model_scorer
 from metarec_shared.interactions import Interactions, starts
 from metarec_shared.metrics import ranking_metrics
 from metarec_shared.randomness import user_keys
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_dataset
 from metarec_shared.split import Role, roles
+from server.regression import BLENDS
 from simulations.evaluation.derived import ids_with_roles
-from simulations.evaluation.leave_one_out import LeaveOneOut, LeaveOneOutTrial, Split, latest, split_last
+from simulations.evaluation.leave_one_out import (
+    LeaveOneOut,
+    LeaveOneOutTrial,
+    Split,
+    best_blends,
+    latest,
+    split_last,
+)
 from simulations.evaluation.ncf_files import read_test_files
 from simulations.evaluation.negatives import never_touched, rarely_drawn, training_negatives
 from tests.small import small_settings, small_tasks
@@ -177,6 +186,37 @@ def test_our_model_trains_on_training_parts_alone(trial: LeaveOneOutTrial, datas
     found = roles(user_keys(trial.problem.settings.run.seed, training.interactions.user_ids))
     assert 0 < int((found == Role.VALIDATION).sum()) < 0.12 * len(found)
     assert not (found == Role.TEST).any()
+
+
+def test_blends_are_chosen_in_turn_until_none_is_better() -> None:
+    wanted = {0: 8.0, 1: 2.0}
+    found = best_blends(lambda blends: -sum(abs(blends[place] - best) for place, best in wanted.items()), 2)
+    assert found == [8.0, 2.0]
+    assert best_blends(lambda blends: -sum(blends), 2) == [0.0, 0.0]
+
+
+def test_our_own_regressions_are_blended_as_each_cell_validates_best(trial: LeaveOneOutTrial) -> None:
+    scorers = trial._ours(trial)
+    checkpoint = trial.trained("metarec", trial.problem.settings)
+    model = trial.model(replace(checkpoint, regressions={}, start_prior=None))
+    regressions = list(checkpoint.regressions.values())
+    assert regressions
+    alone = model_scorer(model, adapt=True)
+    for cell in trial.problem.cells:
+        chosen = trial.value(scorers[cell.name], [cell.validation])[0]
+        assert chosen >= trial.value(lambda batch: alone(trial.read(batch)), [cell.validation])[0]
+        first = regressions[0]  # its blend is chosen first, with no other
+        for blend in BLENDS:
+            value = trial.value(
+                lambda batch, blend=blend, first=first: (  # type: ignore[misc]
+                    alone(trial.read(batch)) + blend * first.predictions(batch.support, batch.support_mask)
+                ),
+                [cell.validation],
+            )[0]
+            assert chosen >= value
+    figures = trial.figures("metarec")
+    assert set(figures) == {"sampled", "full"}
+    assert figures["sampled"]["hr@10"] > figures["full"]["hr@10"] > 0
 
 
 def test_names_are_made_that_hash_to_the_wanted_roles() -> None:

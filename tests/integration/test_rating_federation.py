@@ -123,7 +123,8 @@ def test_the_mean_is_that_of_all_training_ratings_and_stays(tmp_path: Path, node
     checkpoint = load_checkpoint(tmp_path)
     assert checkpoint.parameters["mean"].item() == pytest.approx(np.nanmean(ratings, dtype=np.float64) - 3, rel=1e-6)
     everybody = nodes_by_id(settings, node_count(settings), np.arange(1, node_count(settings) + 1))
-    sums = enroll(everybody, len(checkpoint.items.catalogue))
+    assert enroll(everybody, len(checkpoint.items.catalogue)).rating_count == 0  # nobody asked for it
+    sums = enroll(everybody, len(checkpoint.items.catalogue), ratings=True)
     assert sums.rating_count == np.count_nonzero(~np.isnan(ratings))
 
 
@@ -152,7 +153,7 @@ def test_a_private_run_releases_no_row_of_an_item_and_charges_no_popularity(tmp_
     assert parameters["mean"].abs().item() > 0
     population = load_population(settings)
     nodes = node_count(settings)
-    enrolled = enroll(nodes_by_id(settings, nodes, np.arange(1, nodes + 1)), 10, popularity=False)
+    enrolled = enroll(nodes_by_id(settings, nodes, np.arange(1, nodes + 1)), 10, popularity=False, ratings=True)
     assert population.rating_sum(population.users(Role.TRAINING))[1] > 0
     assert (enrolled.rating_sum, enrolled.rating_count, enrolled.terms is None) == (0.0, 0, False)
     privacy = json.loads((tmp_path / "training.json").read_text())["privacy"]

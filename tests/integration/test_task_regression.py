@@ -1,5 +1,6 @@
 """The task regression through a federation: nodes' moments, the blend that validation users choose, the checkpoint."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from client.app import answer
 from client.data_source import load_learner, load_population, simulated_nodes
+from client.moments import moments_of
 from metarec_shared import wire
 from metarec_shared.checkpoint import load_checkpoint, save_checkpoint
 from metarec_shared.errors import Refusal, WireError
@@ -231,12 +233,14 @@ def test_moments_travel() -> None:
         ("support.starts", np.array([0, 2, 3], dtype=np.int64)),
         ("support.starts", np.array([0, 3, 2, 4], dtype=np.int64)),
         ("support.starts", np.array([0, 2, 3, 9], dtype=np.int64)),
+        ("support.starts", np.array([0, 2**63 - 1, -5, 4], dtype=np.int64)),
         ("support.starts", np.array([0.0, 2.0, 3.0, 4.0])),
         ("support.items", np.array([0, 2, 1, 3], dtype=np.int32)),
         ("support.items", np.array([0, -2, 1, 0], dtype=np.int32)),
         ("query.values", np.array([1.0, np.nan, 1.0, 1.0], dtype=np.float32)),
         ("query.values", np.array([1.0], dtype=np.float32)),
         ("start.values", np.array([1.0, -1.0], dtype=np.float32)),
+        ("start.values", np.array([1.0, 3e38], dtype=np.float32)),
         ("start.starts", np.array([0, 1, 2], dtype=np.int64)),
     ],
 )
@@ -286,8 +290,25 @@ def test_a_start_prior_that_is_none_is_refused(sizes: torch.Tensor, logs: torch.
         wire.request_start_prior(content, 3)
 
 
-@pytest.mark.parametrize("sizes", [(3, 1), (0, 1), (1, 1)])
+@pytest.mark.parametrize("sizes", [(3, 1), (0, 1), (1, 1), (1, 2**40)])
 def test_sizes_that_are_none_are_refused(sizes: tuple[int, ...]) -> None:
     request = MomentsRequest(catalogue="any", order="time", start_sizes=sizes)
     with pytest.raises(WireError, match="whole numbers"):
         wire.unpack_request(MomentsRequest, wire.pack_request(request))
+
+
+def test_moments_that_cannot_be_solved_leave_the_model_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One node's moments of no users, far below zero, must not end the run after all of its rounds."""
+
+    def spoilt(learner: Any, nodes: Any, request: MomentsRequest) -> Moments:
+        answer = moments_of(learner, nodes, request)
+        items = answer.moments.support.shape[0]
+        broken = sp.csr_array(sp.eye_array(items, format="csr", dtype=np.float32) * np.float32(-1e9))
+        return replace(answer, moments=replace(answer.moments, support=broken))
+
+    monkeypatch.setattr("client.app.moments_of", spoilt)
+    _, folder = run(tmp_path)
+    assert "cannot be solved" in caplog.text
+    assert not load_checkpoint(folder).regressions

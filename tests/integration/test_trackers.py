@@ -11,7 +11,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metarec_shared.errors import SettingsError
-from metarec_shared.settings import TRACKERS, Settings
+from metarec_shared.settings import Settings
+from metarec_shared.settings_checks import TRACKERS
 from server.federation import TRAINING_FILE
 from server.recorder import Recorder, read_metrics
 from server.tracking import TrackedRun, open_trackers, registry

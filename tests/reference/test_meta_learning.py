@@ -18,7 +18,8 @@ from metarec_shared.meta_gradient import clip_factors, cohort_meta_gradient, per
 from metarec_shared.meta_learning import MetaLearner, build_meta_learner
 from metarec_shared.meta_learning.adversarial import perturbed
 from metarec_shared.meta_learning.proximal import conjugate_gradients
-from metarec_shared.settings import ADAPTED_BY_METHOD, AdaptationSettings, Settings
+from metarec_shared.settings import AdaptationSettings, Settings
+from metarec_shared.settings_checks import ADAPTED_BY_METHOD
 from metarec_shared.tasks import TaskBatch
 from tests.integration.test_in_process_federation import run
 from tests.small import ITEMS, small_model, small_settings, small_tasks

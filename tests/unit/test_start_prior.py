@@ -81,7 +81,11 @@ def test_another_catalogue_expects_unknown_items_by_their_text() -> None:
     text = torch.randn(items, 2, generator=torch.Generator().manual_seed(0))
     said = (text @ torch.tensor([[1.0, 0.5], [-2.0, 3.0]])).T
     known = replace(prior(), logs=said[:, here])
-    torch.testing.assert_close(known.transferred(items, here, there, text).logs, said, atol=0.1, rtol=0.05)
+    torch.testing.assert_close(
+        known.transferred(items, here, there, (text[here], text)).logs, said, atol=0.1, rtol=0.05
+    )
+    none = torch.zeros(0, dtype=torch.int64)
+    torch.testing.assert_close(known.transferred(items, none, none, (text[here], text)).logs, said, atol=0.1, rtol=0.05)
     blind = known.transferred(items, here, there).logs
     assert torch.equal(blind[:, here], said[:, here])
     elsewhere = torch.ones(items, dtype=torch.bool).index_fill(0, here, False)
