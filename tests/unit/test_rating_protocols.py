@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from metarec_shared.catalogue import Catalogue
+from metarec_shared.checkpoint import load_checkpoint
 from metarec_shared.dataset import Dataset
 from metarec_shared.errors import DataError
 from metarec_shared.interactions import Interactions
+from metarec_shared.rating_tasks import RatingTasks, middle
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_dataset
 from simulations.evaluation.labelled_ranking import CELL, LabelledRanking
@@ -113,6 +115,28 @@ def test_meta_learned_models_beat_a_constant_and_rank_better_than_chance(quadran
     chance = quadrants.figures(CHANCE)["new-users"]
     assert found["mae"] < 0.85 * chance["mae"]
     assert found["ndcg@1_linear"] > chance["ndcg@1_linear"] + 0.05
+
+
+def test_new_users_of_ours_are_predicted_as_the_trained_model_does(quadrants: RatingTrial) -> None:
+    chosen = {"kernel": 0.5, "user-kernel": 0.7, "history": 0.0, "fold-in": 1.0}
+    problem, stage = quadrants.problem, quadrants.problem.test
+    predictor = RATING_FITS["metarec"][0](problem, stage, chosen)
+    checkpoint = load_checkpoint(problem.folder / "metarec-test")
+    told = replace(checkpoint.settings, rating=replace(checkpoint.settings.rating, user_kernel=0.7, kernel=0.5))
+    model, centre = replace(checkpoint, settings=told).rating_model(), middle(problem.scale)
+    for task in stage.tasks["both-new"][:3]:
+        items, given = np.concatenate([task.support, task.query]), torch.arange(len(task.support) + QUERY)[None]
+        batch = RatingTasks(
+            items=torch.from_numpy(items)[None],
+            ratings=torch.from_numpy(np.concatenate([task.support_ratings, task.query_ratings])).float()[None] - centre,
+            support=given < len(task.support),
+            query=given >= len(task.support),
+            heard=torch.tensor([True]),
+        )
+        with torch.no_grad():
+            expected = centre + model(batch)[0, -QUERY:].double().numpy()
+        found = predictor.predict(task.user, task.support, task.support_ratings, task.query)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_hyperparameters_are_those_that_are_best_on_validation_tasks(quadrants: RatingTrial) -> None:
