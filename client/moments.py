@@ -6,7 +6,7 @@ from metarec_shared.errors import Refusal
 from metarec_shared.exchange import Moments, MomentsRequest
 from metarec_shared.split import Role
 from metarec_shared.start_prior import start_counts
-from metarec_shared.task_regression import TaskMoments, task_moments
+from metarec_shared.task_regression import task_moments
 
 
 def moments_of(learner: Learner, nodes: Nodes, request: MomentsRequest) -> Moments:
@@ -18,18 +18,17 @@ def moments_of(learner: Learner, nodes: Nodes, request: MomentsRequest) -> Momen
     if nodes.guard is not None:
         raise Refusal("second moments of users' tasks are not noised, so they are not released")
     items, histories, sizes = len(learner.model.text), nodes.population.interactions, learner.settings
-    start_sizes, query = request.start_sizes, sizes.evaluation.query
-    if request.order == "time" and not histories.has_time:
-        nobody = start_counts(histories, items, users=nodes.users[:0], sizes=start_sizes, query=query)
-        return Moments(moments=TaskMoments.none(items), starts=nobody, nodes=len(nodes))
+    in_time, query = request.order == "time", sizes.evaluation.query
     users = nodes.users[nodes.users_in(Role.TRAINING)]
-    found = task_moments(
+    if in_time and not histories.has_time:
+        users = users[:0]
+    moments = task_moments(
         histories,
         items,
         users=users,
-        support=(sizes.regression.support if request.order == "random" else 0) or sizes.tasks.support,
+        support=(0 if in_time else sizes.regression.support) or sizes.tasks.support,
         query=query,
-        in_time=request.order == "time",
+        in_time=in_time,
     )
-    starts = start_counts(histories, items, users=users, sizes=start_sizes, query=query)
-    return Moments(moments=found, starts=starts, nodes=len(nodes))
+    starts = start_counts(histories, items, users=users, sizes=request.start_sizes, query=query)
+    return Moments(moments=moments, starts=starts, nodes=len(nodes))

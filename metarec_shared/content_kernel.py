@@ -31,6 +31,14 @@ class ContentKernel:
         return np.asarray(self.kernel @ cho_solve(self.factor, targets))
 
 
+def gaussian_kernel(
+    x: Float[np.ndarray, "left text"], y: Float[np.ndarray, "right text"], gamma: float
+) -> Float[np.ndarray, "left right"]:
+    """Return exp(-gamma |x - y|^2) for every pair of rows."""
+    distances = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1) - 2 * x @ y.T
+    return np.asarray(np.exp(-gamma * np.maximum(distances, 0.0)))
+
+
 def content_kernel(
     text: Float[np.ndarray, "items text"],
     counts: Float[np.ndarray, " items"],
@@ -49,9 +57,7 @@ def content_kernel(
         few: Ratings at which the variance is twice that.
     """
     known = counts > 0
-    squares = (text**2).sum(axis=1)
-    distances = squares[:, None] + squares[known] - 2 * text @ text[known].T
-    kernel = np.exp(-gamma * np.maximum(distances, 0.0))
+    kernel = gaussian_kernel(text, text[known], gamma)
     inner = kernel[known]
     inner[np.diag_indices_from(inner)] += noise * (1 + few / counts[known])
     return ContentKernel(known=known, kernel=kernel, factor=cho_factor(inner, lower=True))

@@ -344,11 +344,11 @@ def _fit_text_weights(B: Float[Tensor, "items items"], text: Float[Tensor, "item
 
 def between_sizes(sizes: Sequence[int], wanted: Int[Tensor, " users"]) -> Float[Tensor, "users sizes"]:
     """Return the weights by which values at ``sizes``, ascending, are interpolated linearly; beyond them constant."""
-    knots = torch.tensor(sizes, dtype=torch.float32, device=wanted.device)
-    place = wanted.to(knots).clamp(knots[0], knots[-1])
-    right = torch.searchsorted(knots, place).clamp(min=1, max=max(len(sizes) - 1, 1))
     if len(sizes) == 1:
         return torch.ones(len(wanted), 1, device=wanted.device)
+    knots = torch.tensor(sizes, dtype=torch.float32, device=wanted.device)
+    place = wanted.to(knots).clamp(knots[0], knots[-1])
+    right = torch.searchsorted(knots, place).clamp(min=1, max=len(sizes) - 1)
     left = right - 1
     share = (place - knots[left]) / (knots[right] - knots[left])
     weights = torch.zeros(len(wanted), len(sizes), device=wanted.device)

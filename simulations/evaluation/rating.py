@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec_shared.checkpoint import load_checkpoint
-from metarec_shared.content_kernel import ContentKernel, content_kernel
+from metarec_shared.content_kernel import ContentKernel, content_kernel, gaussian_kernel
 from metarec_shared.dataset import Dataset, RatingScale
 from metarec_shared.errors import DataError
 from metarec_shared.interactions import Interactions, starts
@@ -400,10 +400,8 @@ def _federated(
 @lru_cache(maxsize=2)
 def _alike(problem: RatingProblem, scale: float) -> Float[np.ndarray, "items items"]:
     """Return the kernel of our method's users, as ``RatingModel.alike`` has it, in single precision."""
-    squares = (problem.text**2).sum(axis=1)
-    distances = squares[:, None] + squares - 2 * problem.text @ problem.text.T
-    apart = 2.0 * problem.text.var(axis=0).sum()
-    return np.asarray(scale**2 * np.exp(-np.maximum(distances, 0.0) / apart), dtype=np.float32)
+    apart = 2.0 * float(problem.text.var(axis=0).sum())
+    return np.asarray(scale**2 * gaussian_kernel(problem.text, problem.text, 1.0 / apart), dtype=np.float32)
 
 
 @lru_cache(maxsize=8)
