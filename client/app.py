@@ -58,8 +58,8 @@ def answer(learner: Learner | RatingLearner, nodes: Nodes, content: RecordDict, 
         case "query":
             request = wire.unpack_request(EnrollmentRequest, content)
             learner.check_catalogue(request.catalogue)
-            ratings, items = isinstance(learner, RatingLearner), len(learner.model.text)
-            return wire.pack_enrollment(enroll(nodes, items, popularity=request.popularity, ratings=ratings))
+            ratings = isinstance(learner, RatingLearner)
+            return wire.pack_enrollment(enroll(nodes, learner.items, popularity=request.popularity, ratings=ratings))
         case "query.moments":
             wanted = wire.unpack_request(MomentsRequest, content)
             learner.check_catalogue(wanted.catalogue)
@@ -73,10 +73,8 @@ def answer(learner: Learner | RatingLearner, nodes: Nodes, content: RecordDict, 
             return wire.pack_meta_update(update, learner.settings.traffic.update_bits, rounding)
         case _:
             judge = wire.unpack_request(EvaluateRequest, content)
-            regression = wire.request_regression(content, len(learner.model.text)) if judge.blends else None
-            prior = wire.request_start_prior(content, len(learner.model.text)) if judge.start_blends else None
-            parameters = wire.request_parameters(content)
-            return wire.pack_evaluation(evaluate_nodes(learner, parameters, nodes, judge, regression, prior))
+            parameters, additions = wire.request_parameters(content), wire.request_additions(content, learner.items)
+            return wire.pack_evaluation(evaluate_nodes(learner, parameters, nodes, judge, additions))
 
 
 @app.query()

@@ -69,6 +69,11 @@ class LoadedModel(Generic[ModelT]):
         self.released = released_names(settings, names)
         self._travelling = travelling_names(settings, names)
 
+    @property
+    def items(self) -> int:
+        """Size of the catalogue."""
+        return len(self.model.text)
+
     def check_catalogue(self, catalogue: str) -> None:
         """Refuse a message that belongs to another catalogue.
 

@@ -30,11 +30,18 @@ from metarec_shared.evaluation import (
     evaluate_blends,
     model_scorer,
 )
-from metarec_shared.exchange import EvaluateRequest, Evaluation, MetaUpdate, Parameters, TrainRequest, all_finite
+from metarec_shared.exchange import (
+    Additions,
+    EvaluateRequest,
+    Evaluation,
+    MetaUpdate,
+    Parameters,
+    TrainRequest,
+    all_finite,
+)
 from metarec_shared.meta_gradient import Batch, MetaGradient
 from metarec_shared.pretraining import draw_histories
 from metarec_shared.pretraining.gradient import Batch as HistoriesAndWeights
-from metarec_shared.start_prior import StartPrior
 from metarec_shared.task_regression import TaskRegression
 from metarec_shared.tasks import TaskBatch, with_substitutes
 
@@ -143,8 +150,7 @@ def evaluate_nodes(
     parameters: Parameters,
     nodes: Nodes,
     request: EvaluateRequest,
-    regression: TaskRegression | None = None,
-    start_prior: StartPrior | None = None,
+    additions: Additions | None = None,
 ) -> Evaluation:
     """Rank the catalogue for the users of ``nodes`` in a role, or predict their ratings, and sum their metrics.
 
@@ -153,8 +159,7 @@ def evaluate_nodes(
         parameters: The meta-initialization.
         nodes: Whose users are judged.
         request: How.
-        regression: A task regression to blend in, in as many ways as the request says.
-        start_prior: A start prior to blend in beside it.
+        additions: What is added to the model's scores, in how many ways; None: nothing.
 
     Raises:
         WireError: The parameters or the catalogue are not this learner's.
@@ -163,7 +168,7 @@ def evaluate_nodes(
     if nodes.guard is not None:
         raise Refusal("metrics of users are not noised, so they are not released")
     learner.check_catalogue(request.catalogue)
-    if request.blends and request.order == "time" and not nodes.population.interactions.has_time:
+    if additions is not None and request.order == "time" and not nodes.population.interactions.has_time:
         return Evaluation(sums={}, users=0, nodes=len(nodes))
     learner.load(parameters)
     if isinstance(learner, RatingLearner):
@@ -173,14 +178,11 @@ def evaluate_nodes(
         return Evaluation(sums={}, users=0, nodes=len(nodes))
     scorer = model_scorer(learner.model, adapt=request.adapt)
     with tiny_numbers_flushed():
-        if regression is None:
+        if additions is None:
             metrics = evaluate(scorer, batches, learner.settings.evaluation.k)
         else:
-            added = [(request.blends, _predictions(regression.to(learner.device)))]
-            if start_prior is not None:
-                prior = start_prior.to(learner.device)
-                added.append((request.start_blends, lambda batch: prior.predictions(batch.to(learner.device))))
-            metrics = evaluate_blends(scorer, added, batches, learner.settings.evaluation.k)
+            added = _added(additions, learner.device)
+            metrics = evaluate_blends(scorer, added, additions.blends, batches, learner.settings.evaluation.k)
     return Evaluation(
         sums={name: float(values.sum()) for name, values in metrics.items() if not name.startswith("auc")},
         users=sum(len(batch) for batch in batches),
@@ -188,9 +190,15 @@ def evaluate_nodes(
     )
 
 
-def _predictions(regression: TaskRegression) -> Scorer:
-    place = regression.weights.device
-    return lambda batch: regression.predictions(batch.support.to(place), batch.support_mask.to(place))
+def _added(additions: Additions, place: torch.device) -> list[Scorer]:
+    def predictions(regression: TaskRegression) -> Scorer:
+        return lambda batch: regression.predictions(batch.support.to(place), batch.support_mask.to(place))
+
+    scorers = [predictions(regression.to(place)) for regression in additions.regressions]
+    if additions.start_prior is not None:
+        prior = additions.start_prior.to(place)
+        scorers.append(lambda batch: prior.predictions(batch.to(place)))
+    return scorers
 
 
 def _batches(draw_rows: Callable[[slice], Batch], users: int, size: int) -> Iterator[Batch]:

@@ -6,7 +6,7 @@ card. Each file is written atomically.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from metarec_shared.tasks import Order
 from metarec_shared.text_kernel import TextKernel
 from metarec_shared.text_ridge import fit_text_ridge
 
-FORMAT = 4
+FORMAT = 5
 _BEFORE: dict[int, dict[str, Scalar]] = {
     1: {
         "model.order-aware": False,
@@ -43,6 +43,7 @@ _BEFORE: dict[int, dict[str, Scalar]] = {
     },
     2: {"adaptation.evidence": False, "regression.text-kernel": 0.0},
     3: {"regression.text-kernel": 0.0},
+    4: {},
 }
 """What earlier formats could not do, so that their settings do not say it."""
 _STATES_BEFORE = 2
@@ -77,7 +78,7 @@ class Checkpoint:
     rating_scale: RatingScale | None
     round_number: int
     validation: float | None
-    regressions: Mapping[Order, TaskRegression] = field(default_factory=dict)
+    regressions: Mapping[Order, Sequence[TaskRegression]] = field(default_factory=dict)
     start_prior: StartPrior | None = None
 
     def model(self, device: torch.device | None = None) -> BertRecommender:
@@ -91,7 +92,7 @@ class Checkpoint:
         model = BertRecommender(text, self.settings.model, self.settings.adaptation)
         load_parameters(model, self.parameters, CheckpointError)
         place = device or torch.device("cpu")
-        model.regressions = {order: regression.to(place) for order, regression in self.regressions.items()}
+        model.regressions = {order: [one.to(place) for one in found] for order, found in self.regressions.items()}
         model.start_prior = None if self.start_prior is None else self.start_prior.to(place)
         return model.to(place).eval()
 
@@ -153,7 +154,8 @@ class Checkpoint:
             parameters["item_ids"] = ids.new_zeros(len(text), ids.shape[1]).index_put((at,), ids[of])
         load_parameters(model, parameters, CheckpointError)
         model.regressions = {
-            order: regression.transferred(len(text), at, of, text) for order, regression in self.regressions.items()
+            order: [one.transferred(len(text), at, of, text) for one in found]
+            for order, found in self.regressions.items()
         }
         if self.start_prior is not None:
             model.start_prior = self.start_prior.transferred(len(text), at, of, (self._known_text, text))
@@ -180,8 +182,8 @@ class Checkpoint:
             "rating_scale": None if scale is None else [scale.low, scale.high],
             "catalogue": self.items.catalogue.fingerprint,
             "regressions": {
-                order: {str(size): blend for size, blend in regression.blends.items()}
-                for order, regression in self.regressions.items()
+                order: [{str(size): blend for size, blend in one.blends.items()} for one in found]
+                for order, found in self.regressions.items()
             },
             "start_prior": None if prior is None else {"sizes": prior.sizes, "blends": prior.blends},
             "settings": json.loads(self.settings.to_json()),
@@ -219,12 +221,9 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     """Write a checkpoint to ``folder``; an older one there is replaced file by file."""
     description = checkpoint.describe()
     tensors = {f"parameters/{name}": value.detach().cpu() for name, value in checkpoint.parameters.items()}
-    for order, regression in checkpoint.regressions.items():
-        tensors[f"{order}/neighbours"] = regression.neighbours.to(torch.int32)
-        tensors[f"{order}/weights"] = regression.weights
-        if regression.by_text is not None:
-            tensors[f"{order}/text-coefficients"] = regression.by_text.coefficients
-            tensors[f"{order}/text-intercept"] = regression.by_text.intercept
+    for order, found in checkpoint.regressions.items():
+        for place, regression in enumerate(found):
+            tensors |= _regression_tensors(regression, _regression_prefix(order, place))
     if checkpoint.start_prior is not None:
         tensors["start/logs"] = checkpoint.start_prior.logs
     tensors["text"] = checkpoint.text.contiguous()
@@ -268,8 +267,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         round_number=description["round"],
         validation=description["validation"],
         regressions={
-            order: _load_regression(tensors, order, blends)
-            for order, blends in description.get("regressions", {}).items()
+            order: [
+                _load_regression(tensors, _regression_prefix(order, place), blends)
+                for place, blends in enumerate(found if isinstance(found, list) else [found])
+            ]
+            for order, found in description.get("regressions", {}).items()
         },
         start_prior=_load_start_prior(tensors, description.get("start_prior")),
     )
@@ -316,19 +318,32 @@ def tensors_below(tensors: dict[str, torch.Tensor], prefix: str) -> Parameters:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _load_regression(tensors: dict[str, torch.Tensor], order: str, blends: dict[str, float] | float) -> TaskRegression:
+def _regression_prefix(order: str, place: int) -> str:
+    """Return what the names of a regression's tensors begin with; up to format 4 an order had one regression."""
+    return f"{order}/" if place == 0 else f"{order}/{place}/"
+
+
+def _regression_tensors(regression: TaskRegression, prefix: str) -> dict[str, torch.Tensor]:
+    tensors = {"neighbours": regression.neighbours.to(torch.int32), "weights": regression.weights}
+    if regression.by_text is not None:
+        tensors["text-coefficients"] = regression.by_text.coefficients
+        tensors["text-intercept"] = regression.by_text.intercept
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _load_regression(tensors: dict[str, torch.Tensor], prefix: str, blends: dict[str, float] | float) -> TaskRegression:
     """Read a regression; up to format 2 it had one blend for support sets of any size."""
-    coefficients, by_text = tensors.get(f"{order}/text-coefficients"), None
+    coefficients, by_text = tensors.get(f"{prefix}text-coefficients"), None
     if coefficients is not None:
         by_text = TextWeights(
             coefficients=coefficients,
-            intercept=tensors[f"{order}/text-intercept"],
+            intercept=tensors[f"{prefix}text-intercept"],
             positions=torch.zeros(0, dtype=torch.int64),
             text=coefficients[:0],
         )
     return TaskRegression(
-        neighbours=tensors[f"{order}/neighbours"].long(),
-        weights=tensors[f"{order}/weights"],
+        neighbours=tensors[f"{prefix}neighbours"].long(),
+        weights=tensors[f"{prefix}weights"],
         blends={int(size): blend for size, blend in blends.items()} if isinstance(blends, dict) else {1: blends},
         by_text=by_text,
     )

@@ -68,31 +68,47 @@ def evaluate(scorer: Scorer, batches: Sequence[TaskBatch], k: int) -> dict[str, 
 
 
 def evaluate_blends(
-    scorer: Scorer, added: Sequence[tuple[Sequence[float], Scorer]], batches: Sequence[TaskBatch], k: int
+    scorer: Scorer,
+    added: Sequence[Scorer],
+    blends: Float[Tensor, "ways parts"],
+    batches: Sequence[TaskBatch],
+    k: int,
 ) -> dict[str, Float[Tensor, " users"]]:
     """Return every ranking metric of every user with other scores added, for each way to blend them.
 
-    Every scorer is asked once a batch, whatever the number of blends; names are those of ``blended``.
+    Every scorer is asked once a batch, whatever the number of ways; names are those of ``blended``.
 
     Args:
         scorer: What is added to.
-        added: What is added, and what it is multiplied by, each as many numbers.
+        added: What is added.
+        blends: What each of these is multiplied by, in every way.
         batches: Tasks.
         k: Length of lists.
+
+    Raises:
+        ValueError: There is no task, or a score is not finite.
     """
-    found: dict[str, Tensor] = {}
-    with torch.no_grad():
-        scored = [(scorer(batch), [one(batch) for _, one in added]) for batch in batches]
-    for place, blends in enumerate(zip(*(blends for blends, _ in added), strict=True)):
-        sums = iter(
-            [
-                scores + sum(blend * other for blend, other in zip(blends, others, strict=True))
-                for scores, others in scored
-            ]
-        )
-        metrics = evaluate(lambda batch, sums=sums: next(sums), batches, k)  # type: ignore[misc]
-        found |= {blended(name, place): values for name, values in metrics.items()}
-    return found
+    found: dict[str, list[Tensor]] = {}
+    for batch in batches:
+        with torch.no_grad():
+            scores, others = scorer(batch), [one(batch) for one in added]
+        for place, way in enumerate(blends.tolist()):
+            mixed = with_added(scores, others, way)
+            for name, values in evaluate(lambda _, mixed=mixed: mixed, [batch], k).items():  # type: ignore[misc]
+                found.setdefault(blended(name, place), []).append(values)
+    if not found:
+        raise ValueError("there is no task to evaluate, or no way to blend")
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def with_added(
+    scores: Float[Tensor, "users items"], others: Sequence[Float[Tensor, "users items"]], blends: Sequence[float]
+) -> Float[Tensor, "users items"]:
+    """Return scores with others added, each multiplied by its blend."""
+    for other, blend in zip(others, blends, strict=True):
+        if blend:
+            scores = scores + blend * other
+    return scores
 
 
 def model_scorer(model: BertRecommender, *, adapt: bool) -> Scorer:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec_shared.dataset import RatingScale
 from metarec_shared.privacy.terms import Terms
 from metarec_shared.split import Role
-from metarec_shared.task_regression import TaskMoments
+from metarec_shared.start_prior import StartPrior
+from metarec_shared.task_regression import TaskMoments, TaskRegression
 from metarec_shared.tasks import Order
 
 Parameters = dict[str, Tensor]
@@ -137,10 +139,6 @@ class EvaluateRequest:
         adapt: Whether to run the inner loop.
         draws: Random orders every user is judged in; one where the order is that of time.
         sampling_rate: Share of the users in the role that are judged, the same ones every time.
-        blends: What the predictions of the task regression that comes with the request are multiplied by before they
-            are added to the model's scores, one metric each for every one; empty: no regression comes.
-        start_blends: What the start prior that comes with it is multiplied by, beside each of ``blends``; empty: no
-            prior comes.
         rating_scale: The scale on which all nodes read ratings as feedback; None: there are no ratings.
         catalogue: Fingerprint of the catalogue the parameters belong to.
     """
@@ -153,8 +151,22 @@ class EvaluateRequest:
     sampling_rate: float
     rating_scale: RatingScale | None
     catalogue: str
-    blends: Sequence[float] = ()
-    start_blends: Sequence[float] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Additions:
+    """What comes with a request to evaluate where the server asks how best to add it to the model's scores.
+
+    Attributes:
+        regressions: Task regressions; their own blends do not count.
+        start_prior: A start prior, likewise; None: none.
+        blends: What the predictions of each of these, the start prior last, are multiplied by before they are added,
+            float32 [ways, parts]; every way has metrics of its own.
+    """
+
+    regressions: Sequence[TaskRegression]
+    blends: Float[Tensor, "ways parts"]
+    start_prior: StartPrior | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +174,8 @@ class Evaluation:
     """Sums of ranking metrics, of one node or of several folded into one.
 
     Attributes:
-        sums: Sum over users of each metric, by name; of the blend at place ``i``, by ``blended(name, i)``.
+        sums: Sum over users of each metric, by name; with additions, of the way at place ``i``, by
+            ``blended(name, i)``.
         users: Users evaluated, each as often as it was drawn.
         nodes: Nodes that took part.
     """
@@ -173,7 +186,7 @@ class Evaluation:
 
 
 def blended(metric: str, place: int) -> str:
-    """Return the name of a metric of the model with a task regression added, by the place of its blend."""
+    """Return the name of a metric of the model with something added, by the place of the way it is blended."""
     return f"{metric} blend {place}"
 
 

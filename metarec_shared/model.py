@@ -13,7 +13,7 @@ each seeing only what came before it, and the user vector is made of its last ou
 deterministic; dropout factors come with the task.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -67,7 +67,7 @@ class BertRecommender(nn.Module):
         self.rating_weight = model.rating_weight
         self.rating_head = RatingHead(width) if model.rating_weight else None
         self.adaptation: Adaptation = build_adaptation(adaptation, width)
-        self.regressions: Mapping[Order, TaskRegression] = {}
+        self.regressions: Mapping[Order, Sequence[TaskRegression]] = {}
         self.start_prior: StartPrior | None = None
         self.text_kernel: TextKernel | None = None
 
@@ -153,11 +153,12 @@ class BertRecommender(nn.Module):
 
     def regressed(self, scored: Float[Tensor, "users items"], tasks: TaskBatch) -> Float[Tensor, "users items"]:
         """Add what is predicted of each user's support set beside the model, by whatever the model has for it."""
-        for order, regression in self.regressions.items():
+        for order, regressions in self.regressions.items():
             of_order = torch.zeros(len(tasks), dtype=torch.bool) if tasks.in_time is None else tasks.in_time
             chosen = of_order if order == "time" else ~of_order
             mask = tasks.support_mask & chosen[:, None].to(tasks.support.device)
-            scored = scored + regression.blended(tasks.support, mask)
+            for regression in regressions:
+                scored = scored + regression.blended(tasks.support, mask)
         if self.start_prior is not None:
             scored = scored + self.start_prior.blended(tasks)
         if self.text_kernel is not None:

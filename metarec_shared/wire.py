@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import BudgetSpent, Refusal, WireError
 from metarec_shared.exchange import (
+    Additions,
     Enrollment,
     EnrollmentRequest,
     EvaluateRequest,
@@ -55,7 +56,9 @@ _MOST_RATINGS = 2**53
 _LARGEST_RATING = 1e6
 """A scale beyond it would overflow where ratings are read on it, for some users and not for others."""
 
-_MOST_BLENDS = 64
+_MOST_BLENDS = 256
+_MOST_REGRESSIONS = 16
+_MOST_SIZES = 64
 _LARGEST_SUPPORT = 2**20
 
 _SCALES = "/scales"
@@ -128,8 +131,7 @@ def _decode(name: str, array: Array) -> NDArray[Any]:
 def pack_request(
     request: EnrollmentRequest | MomentsRequest | TrainRequest | EvaluateRequest,
     parameters: ArrayRecord | None = None,
-    regression: TaskRegression | None = None,
-    start_prior: StartPrior | None = None,
+    additions: Additions | None = None,
 ) -> RecordDict:
     """Return the content of a message to a node; ``parameters`` are shared between messages, not copied."""
     content = RecordDict(
@@ -137,13 +139,20 @@ def pack_request(
     )
     if parameters is not None:
         content["parameters"] = parameters
-    if regression is not None:
-        arrays = {"neighbours": regression.neighbours.to(torch.int32), "weights": regression.weights}
-        content["regression"] = pack_parameters(arrays)
-    if start_prior is not None:
-        sizes = torch.tensor(start_prior.sizes, dtype=torch.int64)
-        content["start-prior"] = pack_parameters({"sizes": sizes, "logs": start_prior.logs})
+    if additions is not None:
+        _pack_additions(additions, content)
     return content
+
+
+def _pack_additions(additions: Additions, content: RecordDict) -> None:
+    content["blends"] = pack_parameters({"blends": additions.blends})
+    for place, regression in enumerate(additions.regressions):
+        arrays = {"neighbours": regression.neighbours.to(torch.int32), "weights": regression.weights}
+        content[f"regression {place}"] = pack_parameters(arrays)
+    prior = additions.start_prior
+    if prior is not None:
+        sizes = torch.tensor(prior.sizes, dtype=torch.int64)
+        content["start-prior"] = pack_parameters({"sizes": sizes, "logs": prior.logs})
 
 
 def _flat(value: Any) -> Any:
@@ -193,13 +202,6 @@ def unpack_request(kind: type[RequestT], content: RecordDict) -> RequestT:
             raise WireError(f"no role {values['role']}")
         if values["support"] < 1:
             raise WireError(f"support must be at least 1, got {values['support']}")
-        for name in ("blends", "start_blends"):
-            numbers = all(type(blend) in (int, float) for blend in values[name])
-            if not numbers or len(values[name]) > _MOST_BLENDS or not np.isfinite(values[name]).all():
-                raise WireError(f"{name} must be at most {_MOST_BLENDS} finite numbers, got {len(values[name])}")
-        if values["start_blends"] and len(values["start_blends"]) != len(values["blends"]):
-            got = f"{len(values['start_blends'])} and {len(values['blends'])}"
-            raise WireError(f"start_blends must be none, or as many as blends, got {got}")
         values["role"] = Role(values["role"])
     if kind is MomentsRequest:
         _check_sizes(values["start_sizes"])
@@ -210,14 +212,14 @@ def unpack_request(kind: type[RequestT], content: RecordDict) -> RequestT:
 
 def _check_sizes(sizes: Sequence[Any]) -> None:
     ascending = all(type(size) is int for size in sizes) and list(sizes) == sorted(set(sizes))
-    if len(sizes) > _MOST_BLENDS or not ascending or (sizes and not 1 <= sizes[0] <= sizes[-1] <= _LARGEST_SUPPORT):
+    if len(sizes) > _MOST_SIZES or not ascending or (sizes and not 1 <= sizes[0] <= sizes[-1] <= _LARGEST_SUPPORT):
         raise WireError(
-            f"sizes of support sets must be at most {_MOST_BLENDS} whole numbers from 1 to {_LARGEST_SUPPORT:,}, "
+            f"sizes of support sets must be at most {_MOST_SIZES} whole numbers from 1 to {_LARGEST_SUPPORT:,}, "
             f"ascending, got {sizes!r}"
         )
 
 
-_LISTS = {"blends", "start_blends", "start_sizes"}
+_LISTS = {"start_sizes"}
 """Fields of requests that are lists on the wire."""
 
 
@@ -230,8 +232,6 @@ _SCALARS: dict[str, tuple[type, ...]] = {
     "draws": (int,),
     "support": (int,),
     "rating_scale": (RatingScale, type(None)),
-    "blends": (list, tuple),
-    "start_blends": (list, tuple),
     "start_sizes": (list, tuple),
 }
 
@@ -241,13 +241,31 @@ def request_parameters(content: RecordDict) -> Parameters:
     return unpack_parameters(_record(content, "parameters", ArrayRecord))
 
 
-def request_regression(content: RecordDict, items: int) -> TaskRegression:
-    """Read the task regression that came with a request.
+def request_additions(content: RecordDict, items: int) -> Additions | None:
+    """Read what came with a request to be added to scores; None where nothing did.
 
     Raises:
-        WireError: It is none over ``items`` items.
+        WireError: Something is not over ``items`` items, or blends are not a finite number for every part.
     """
-    arrays = unpack_parameters(_record(content, "regression", ArrayRecord))
+    if "blends" not in content:
+        return None
+    blends = unpack_parameters(_record(content, "blends", ArrayRecord)).get("blends")
+    names = [name for name in (f"regression {place}" for place in range(_MOST_REGRESSIONS)) if name in content]
+    parts = len(names) + ("start-prior" in content)
+    if blends is None or blends.dtype != torch.float32 or blends.dim() != 2 or blends.shape[1] != parts:
+        got = "none" if blends is None else f"{blends.dtype} {tuple(blends.shape)}"
+        raise WireError(f"blends must be float32, [ways, {parts}], got {got}")
+    if not 1 <= len(blends) <= _MOST_BLENDS or not blends.isfinite().all():
+        raise WireError(f"blends must be finite, in 1 to {_MOST_BLENDS} ways, got {len(blends)}")
+    return Additions(
+        regressions=[_regression(content, name, items) for name in names],
+        blends=blends,
+        start_prior=_start_prior(content, items) if "start-prior" in content else None,
+    )
+
+
+def _regression(content: RecordDict, name: str, items: int) -> TaskRegression:
+    arrays = unpack_parameters(_record(content, name, ArrayRecord))
     neighbours, weights = arrays.get("neighbours"), arrays.get("weights")
     if neighbours is None or weights is None or neighbours.dtype != torch.int32 or weights.dtype != torch.float32:
         raise WireError("a task regression must have neighbours (int32) and weights (float32)")
@@ -259,12 +277,7 @@ def request_regression(content: RecordDict, items: int) -> TaskRegression:
     return TaskRegression(neighbours=neighbours.long(), weights=weights)
 
 
-def request_start_prior(content: RecordDict, items: int) -> StartPrior:
-    """Read the start prior that came with a request.
-
-    Raises:
-        WireError: It is none over ``items`` items.
-    """
+def _start_prior(content: RecordDict, items: int) -> StartPrior:
     arrays = unpack_parameters(_record(content, "start-prior", ArrayRecord))
     sizes, logs = arrays.get("sizes"), arrays.get("logs")
     if sizes is None or logs is None or sizes.dtype != torch.int64 or logs.dtype != torch.float32 or sizes.dim() != 1:

@@ -1,8 +1,9 @@
 """Add a task regression to a meta-trained model: moments from the nodes, solved here, blended as validation users say.
 
 The last step of a run. Nodes add up second moments of their meta-training users' tasks, one message an order in which
-histories are read. The server solves for the weights and asks the nodes of validation users how well the model ranks
-with the regression's predictions added, for a grid of blends; the best one is kept, none if nothing is better without.
+histories are read. The server solves for the weights, with more than one penalty in random order, and asks the nodes of
+validation users how well the model ranks with the regressions' predictions added: for each size of support sets the
+best penalty and blend are kept, and nothing if nothing is better without.
 What it says of items that only their text is known of is solved here too, from the same moments.
 
 In time order nodes also count what follows users' first interactions, and the prior of the start that the counts make
@@ -11,20 +12,23 @@ is blended in beside the regression in the same way.
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from jaxtyping import Float
+from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from metarec_shared import wire
 from metarec_shared.broadcast import Broadcast, Kind, NodeIds
 from metarec_shared.checkpoint import load_checkpoint, save_checkpoint
-from metarec_shared.exchange import EvaluateRequest, Evaluation, Moments, MomentsRequest, Parameters, blended
+from metarec_shared.exchange import Additions, EvaluateRequest, Evaluation, Moments, MomentsRequest, Parameters, blended
 from metarec_shared.files import write_json
 from metarec_shared.initialization import initial_model, travelling_names
 from metarec_shared.low_rank import adapted
@@ -42,6 +46,13 @@ BLENDS = (0.0, *(float(2**power) for power in range(11)))
 
 START_BLENDS = (0.0, *(float(2**power) for power in range(-3, 6)))
 """What the start prior, the log of a number of users, may be multiplied by before it is added to logits."""
+
+PENALTIES: Mapping[Order, Sequence[float]] = {"random": (1.0, 8.0, 512.0), "time": (1.0,)}
+"""What ``regression.penalty`` may be multiplied by.
+
+One item of a history in random order speaks best for what is most often seen with it, which is what weights come to
+where the penalty is large; ten items must share what they say. In time order no other penalty was better.
+"""
 
 SUPPORTS = (1, 3, 5, 10)
 """Support items that blends are chosen for, as far as ``evaluation.support`` goes, and that."""
@@ -80,7 +91,7 @@ def add_task_regressions(grid: Grid, settings: Settings, roster: Roster, folder:
     orders: tuple[Order, ...] = ("random", "time")
     fits = {order: fitter.fitted(order) for order in orders}
     write_json(folder / BLENDS_FILE, fitter.judged)
-    regressions = {order: fit.regression for order, fit in fits.items() if fit.regression is not None}
+    regressions = {order: fit.regressions for order, fit in fits.items() if fit.regressions}
     prior = fits["time"].start_prior
     if regressions or prior is not None:
         save_checkpoint(replace(checkpoint, regressions=regressions, start_prior=prior), folder)
@@ -94,14 +105,14 @@ def read_blends(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Fit:
-    """What is added to the model's scores for histories in one order; None: nothing.
+    """What is added to the model's scores for histories in one order.
 
     Attributes:
-        regression: With its blends.
-        start_prior: With its blends.
+        regressions: Those that validation users chose for some size of support sets, with their blends.
+        start_prior: With its blends; None: nothing.
     """
 
-    regression: TaskRegression | None = None
+    regressions: Sequence[TaskRegression] = ()
     start_prior: StartPrior | None = None
 
 
@@ -122,36 +133,47 @@ class _Fitter:
         self.judged: dict[str, dict[str, dict[str, float]]] = {}
 
     def fitted(self, order: Order) -> _Fit:
-        """Return the regression, and in time order the start prior, with the blends that validation users choose."""
+        """Return regressions, and in time order the start prior, with the blends that validation users choose."""
         answer = self._moments(order)
         if not answer.moments.support.nnz:
             return _Fit()
         sizes = self._settings.regression
         try:
-            regression = fit_task_regression(
-                answer.moments,
-                target="both" if order == "random" else "query",
-                penalty=sizes.penalty,
-                neighbours=sizes.neighbours,
-                most_items=sizes.most_items,
-                text=self._text if sizes.by_text else None,
-            )
+            regressions = [
+                fit_task_regression(
+                    answer.moments,
+                    target="both" if order == "random" else "query",
+                    penalty=sizes.penalty * multiple,
+                    neighbours=sizes.neighbours,
+                    most_items=sizes.most_items,
+                    text=self._text if sizes.by_text else None,
+                )
+                for multiple in PENALTIES[order]
+            ]
         except LinAlgError as error:  # some node's moments are those of no users
             logger.warning("no task regression, %s order: the moments cannot be solved (%s)", order, error)
             return _Fit()
         prior = StartPrior.of(answer.starts, self._start_sizes(order)) if answer.starts.nnz else None
-        blends: dict[int, float] = {}
+        ways = ways_to_blend(PENALTIES[order])
+        chosen: dict[int, Tensor] = {}
         start_blends: dict[int, float] = {}
         for support in self._supports():
-            values = self._judged(order, support, regression, BLENDS)
+            values = self._judged(order, support, Additions(regressions=regressions, blends=ways))
             if not values:
                 continue
             best = int(np.argmax(values))
-            blends[support] = BLENDS[best]
-            figures = {"blend": BLENDS[best], "validation": values[best], "without": values[0]}
+            chosen[support] = ways[best]
+            place = int(ways[best].argmax())
+            figures = {
+                "penalty": sizes.penalty * PENALTIES[order][place],
+                "blend": float(ways[best, place]),
+                "validation": values[best],
+                "without": values[0],
+            }
             if prior is not None:
-                fixed = (BLENDS[best],) * len(START_BLENDS)
-                values = self._judged(order, support, regression, fixed, prior, START_BLENDS) or [0.0]
+                beside = torch.tensor([[figures["blend"], blend] for blend in START_BLENDS])
+                added = Additions(regressions=[regressions[place]], start_prior=prior, blends=beside)
+                values = self._judged(order, support, added) or [0.0]
                 best = int(np.argmax(values))
                 start_blends[support] = START_BLENDS[best]
                 figures |= {"start_blend": START_BLENDS[best], "validation": max(values)}
@@ -160,8 +182,13 @@ class _Fitter:
                 order, support, self._settings.evaluation.k, figures["validation"], figures["without"],
             )  # fmt: skip
             self.judged.setdefault(order, {})[str(support)] = figures
+        blends = [{size: float(way[place]) for size, way in chosen.items()} for place in range(len(regressions))]
         return _Fit(
-            regression=replace(regression, blends=blends) if any(blends.values()) else None,
+            regressions=[
+                replace(regression, blends=own)
+                for regression, own in zip(regressions, blends, strict=True)
+                if any(own.values())
+            ],
             start_prior=None if prior is None or not any(start_blends.values()) else prior.with_blends(start_blends),
         )
 
@@ -187,15 +214,7 @@ class _Fitter:
         tally.check(self._settings.federation)
         return Moments(moments=total, starts=starts, nodes=len(nodes))
 
-    def _judged(
-        self,
-        order: Order,
-        support: int,
-        regression: TaskRegression,
-        blends: Sequence[float],
-        start_prior: StartPrior | None = None,
-        start_blends: Sequence[float] = (),
-    ) -> list[float]:
+    def _judged(self, order: Order, support: int, additions: Additions) -> list[float]:
         """Return nDCG@k of validation users for each way to blend; empty where none is long enough."""
         settings = self._settings
         judges = self._roster.judges(settings.run.seed, settings.evaluation.users)
@@ -208,13 +227,11 @@ class _Fitter:
             sampling_rate=judges.sampling_rate,
             rating_scale=self._roster.rating_scale,
             catalogue=self._catalogue,
-            blends=blends,
-            start_blends=start_blends,
         )
-        content = wire.pack_request(request, self._packed, regression, start_prior)
+        content = wire.pack_request(request, self._packed, additions)
         tally, replies = self._asked(content, judges.nodes, "evaluate")
-        users, sums = 0, [0.0] * len(blends)
-        names = [blended(f"ndcg@{settings.evaluation.k}", place) for place in range(len(blends))]
+        names = [blended(f"ndcg@{settings.evaluation.k}", place) for place in range(len(additions.blends))]
+        users, sums = 0, [0.0] * len(names)
         answers: list[Evaluation] = list(tally.read(replies, wire.unpack_evaluation))
         tally.check(settings.federation)
         for answer in answers:
@@ -227,3 +244,12 @@ class _Fitter:
         tally = Tally(sent=len(nodes), folds=folds, bytes_down=len(nodes) * wire.content_bytes(content))
         asked = Broadcast(content=content, nodes=nodes, kind=kind)
         return tally, deliver(self._grid, asked, self._settings.federation.round_timeout)
+
+
+def ways_to_blend(penalties: Sequence[float]) -> Float[Tensor, "ways regressions"]:
+    """Return the blends of regressions with these penalties that are tried: none, or one regression with one of them.
+
+    Weights shrink as penalties grow, so blends grow with these.
+    """
+    one_each = [blend * torch.diag(torch.tensor(penalties)) for blend in BLENDS[1:]]
+    return torch.cat([torch.zeros(1, len(penalties)), *one_each])

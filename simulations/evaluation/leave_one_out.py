@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ from torch import Tensor
 from metarec_shared.augmentation import time_ranks
 from metarec_shared.dataset import Dataset
 from metarec_shared.errors import DataError
-from metarec_shared.evaluation import Scorer, batched, model_scorer
+from metarec_shared.evaluation import Scorer, batched, model_scorer, with_added
 from metarec_shared.interactions import Interactions, starts
 from metarec_shared.randomness import uniforms, user_keys
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_item_features, load_training_dataset
-from metarec_shared.tasks import Task, TaskBatch, feedback_levels
-from server.regression import BLENDS
+from metarec_shared.task_regression import TaskMoments, TaskRegression, fit_task_regression, task_moments
+from metarec_shared.tasks import Order, Task, TaskBatch, feedback_levels
+from server.regression import ways_to_blend
 from simulations.evaluation.derived import role_shares, settings_with_data
 from simulations.evaluation.ncf_files import read_test_files
 from simulations.evaluation.negatives import never_touched, rarely_drawn
@@ -45,6 +47,8 @@ VALIDATING = 2_000
 """Users whose validation items methods are tuned by, at most; more would only take longer."""
 NEIGHBOURS = 1_000
 """Weights that our task regression keeps of each item: with whole histories known, weak ones count too."""
+PENALTIES: dict[Order, tuple[float, ...]] = {"random": (1.0, 2.0, 4.0, 8.0, 16.0), "time": (1.0, 8.0)}
+"""What ``regression.penalty`` is multiplied by; which is best depends on the number and length of histories."""
 SWEEPS = 2
 """How often blends are chosen in turn, where there are several."""
 PROBED = 5
@@ -189,17 +193,16 @@ class LeaveOneOutTrial(RankingTrial):
         return latest(batch, HISTORY)
 
     def _ours(self, _: RankingTrial) -> Scorers:
-        """Add a run's task regressions to its adapted model, each with the blend that validates best in each cell."""
-        checkpoint = self.trained(OURS, self.problem.settings)
-        score = model_scorer(self.model(replace(checkpoint, regressions={}, start_prior=None)), adapt=True)
-        regressions = list(self.model(checkpoint).regressions.values())
+        """Add task regressions to our adapted model, with penalties and blends that validate best in each cell."""
+        model = self.model(self.trained(OURS, self.problem.settings))
+        score, fits = model_scorer(model, adapt=True), self.regressions()
+        regressions = [regression for found in fits.values() for regression in found]
 
-        def parts(batch: TaskBatch) -> list[Tensor]:
-            predicted = [one.predictions(batch.support, batch.support_mask) for one in regressions]
-            return [score(self.read(batch)), *predicted]
+        def parts(batch: TaskBatch) -> tuple[Tensor, list[Tensor]]:
+            return score(self.read(batch)), [one.predictions(batch.support, batch.support_mask) for one in regressions]
 
         def scorer(blends: Sequence[float]) -> Scorer:
-            return lambda batch: _mixed(parts(batch), blends)
+            return lambda batch: with_added(*parts(batch), blends)
 
         with torch.no_grad():  # both cells have their tasks in common
             known = [parts(batch) for batch in self.problem.cells[0].validation.batches]
@@ -207,13 +210,36 @@ class LeaveOneOutTrial(RankingTrial):
         for cell in self.problem.cells:
 
             def value(blends: Sequence[float], cell: RankingCell = cell) -> float:
-                scored = iter([_mixed(one, blends) for one in known])
+                scored = iter([with_added(*one, blends) for one in known])
                 return self.value(lambda _: next(scored), [cell.validation])[0]
 
-            blends = best_blends(value, len(regressions))
+            blends = best_blends(value, [ways_to_blend(PENALTIES[order]).tolist() for order in fits])
             self.problem.say(f"{OURS}: blends {blends} of the task regressions, {cell.name}")
             scorers[cell.name] = scorer(blends)
         return scorers
+
+    def regressions(self) -> dict[Order, list[TaskRegression]]:
+        """Return task regressions on all training parts, as a server fits them to its nodes' sums, by ``PENALTIES``."""
+        settings, train, items = self.problem.settings, self.problem.train, len(self.problem.text)
+        whole = int(train.lengths.max())  # all but one: whole histories are known at the test
+        sizes, query = settings.regression, settings.evaluation.query
+        moments: dict[Order, TaskMoments] = {
+            "random": task_moments(train, items, support=whole),
+            "time": task_moments(train, items, support=settings.tasks.support, query=query, in_time=True),
+        }
+        return {
+            order: [
+                fit_task_regression(
+                    found,
+                    target="both" if order == "random" else "query",
+                    penalty=sizes.penalty * multiple,
+                    neighbours=max(sizes.neighbours, NEIGHBOURS),
+                    most_items=sizes.most_items,
+                )
+                for multiple in PENALTIES[order]
+            ]
+            for order, found in moments.items()
+        }
 
     def _probe(self, _: RankingTrial) -> Scorers:
         return self.everywhere(self._draws_of)
@@ -285,32 +311,25 @@ class LeaveOneOutTrial(RankingTrial):
         longer = replace(
             settings,
             tasks=replace(settings.tasks, support=max(settings.tasks.support, HISTORY)),
-            regression=replace(
-                settings.regression,
-                support=int(self._split.train.lengths.max()),  # all but one: whole histories are known at the test
-                neighbours=max(settings.regression.neighbours, NEIGHBOURS),
-            ),
+            regression=replace(settings.regression, enabled=False),  # fitted here, to be blended by cell
             evaluation=replace(settings.evaluation, support=max(min(half, HISTORY), 1)),
         )
         return settings_with_data(longer, folder / "training-parts", self._dataset, self._split.train, wanted)
 
 
-def best_blends(value: Callable[[Sequence[float]], float], count: int) -> list[float]:
-    """Return the blends of best value, each chosen from ``BLENDS`` in turn while the others stand."""
-    blends = [0.0] * count
-    for _ in range(SWEEPS if count > 1 else 1):
-        for place in range(count):
-            choices = [[*blends[:place], blend, *blends[place + 1 :]] for blend in BLENDS]
-            blends = max(choices, key=value)
-    return blends
+def best_blends(value: Callable[[Sequence[float]], float], groups: Sequence[Sequence[Sequence[float]]]) -> list[float]:
+    """Return the blends of best value, one way of each group in a row, chosen in turn while the others stand.
 
-
-def _mixed(parts: Sequence[Tensor], blends: Sequence[float]) -> Tensor:
-    """Return the first of ``parts`` and the others by their blends."""
-    mixed = parts[0]
-    for part, blend in zip(parts[1:], blends, strict=True):
-        mixed = mixed + blend * part
-    return mixed
+    Args:
+        value: Of blends.
+        groups: Ways to blend, of each group of things that are added; one starts with the first.
+    """
+    chosen = [ways[0] for ways in groups]
+    for _ in range(SWEEPS if len(groups) > 1 else 1):
+        for place, ways in enumerate(groups):
+            choices = [[*chosen[:place], way, *chosen[place + 1 :]] for way in ways]
+            chosen = max(choices, key=lambda choice: value(list(chain(*choice))))
+    return list(chain(*chosen))
 
 
 def latest(batch: TaskBatch, most: int) -> TaskBatch:

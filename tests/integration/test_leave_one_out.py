@@ -19,6 +19,7 @@ from metarec_shared.split import Role, roles
 from server.regression import BLENDS
 from simulations.evaluation.derived import ids_with_roles
 from simulations.evaluation.leave_one_out import (
+    PENALTIES,
     LeaveOneOut,
     LeaveOneOutTrial,
     Split,
@@ -189,31 +190,33 @@ def test_our_model_trains_on_training_parts_alone(trial: LeaveOneOutTrial, datas
 
 
 def test_blends_are_chosen_in_turn_until_none_is_better() -> None:
-    wanted = {0: 8.0, 1: 2.0}
-    found = best_blends(lambda blends: -sum(abs(blends[place] - best) for place, best in wanted.items()), 2)
-    assert found == [8.0, 2.0]
-    assert best_blends(lambda blends: -sum(blends), 2) == [0.0, 0.0]
+    wanted = {0: 8.0, 2: 2.0}
+    ways = [[[0.0], [2.0], [8.0]], [[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 4.0]]]
+    found = best_blends(lambda blends: -sum(abs(blends[place] - best) for place, best in wanted.items()), ways)
+    assert found == [8.0, 0.0, 2.0]
+    assert best_blends(lambda blends: -sum(blends), ways) == [0.0, 0.0, 0.0]
 
 
 def test_our_own_regressions_are_blended_as_each_cell_validates_best(trial: LeaveOneOutTrial) -> None:
     scorers = trial._ours(trial)
     checkpoint = trial.trained("metarec", trial.problem.settings)
-    model = trial.model(replace(checkpoint, regressions={}, start_prior=None))
-    regressions = list(checkpoint.regressions.values())
-    assert regressions
-    alone = model_scorer(model, adapt=True)
+    assert not checkpoint.regressions
+    alone, fits = model_scorer(trial.model(checkpoint), adapt=True), trial.regressions()
+    assert {order: len(found) for order, found in fits.items()} == {
+        order: len(penalties) for order, penalties in PENALTIES.items()
+    }
     for cell in trial.problem.cells:
         chosen = trial.value(scorers[cell.name], [cell.validation])[0]
         assert chosen >= trial.value(lambda batch: alone(trial.read(batch)), [cell.validation])[0]
-        first = regressions[0]  # its blend is chosen first, with no other
-        for blend in BLENDS:
-            value = trial.value(
-                lambda batch, blend=blend, first=first: (  # type: ignore[misc]
-                    alone(trial.read(batch)) + blend * first.predictions(batch.support, batch.support_mask)
-                ),
-                [cell.validation],
-            )[0]
-            assert chosen >= value
+        for first, penalty in zip(fits["random"], PENALTIES["random"], strict=True):
+            for blend in BLENDS:  # of these one is chosen first, with no other
+                value = trial.value(
+                    lambda batch, blend=blend * penalty, first=first: (  # type: ignore[misc]
+                        alone(trial.read(batch)) + blend * first.predictions(batch.support, batch.support_mask)
+                    ),
+                    [cell.validation],
+                )[0]
+                assert chosen >= value
     figures = trial.figures("metarec")
     assert set(figures) == {"sampled", "full"}
     assert figures["sampled"]["hr@10"] > figures["full"]["hr@10"] > 0

@@ -136,8 +136,9 @@ class TestColdItem:
         assert model.item_ids is not None
         assert (model.item_ids[cold_items.cold] == 0).all()
         support = torch.from_numpy(checkpoint.items.positions)[None]
-        predicted = model.regressions["random"].predictions(support, torch.ones_like(support, dtype=torch.bool))
-        assert (predicted[0, cold_items.cold] != 0).all()
+        for regression in model.regressions["random"]:
+            predicted = regression.predictions(support, torch.ones_like(support, dtype=torch.bool))
+            assert (predicted[0, cold_items.cold] != 0).all()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, RecordDict
 
 from client.app import answer
 from client.data_source import load_learner, load_population, simulated_nodes
@@ -17,13 +17,15 @@ from metarec_shared import wire
 from metarec_shared.checkpoint import load_checkpoint, save_checkpoint
 from metarec_shared.errors import Refusal, WireError
 from metarec_shared.evaluation import batched, cold_user_tasks, evaluate, model_scorer
-from metarec_shared.exchange import Moments, MomentsRequest
+from metarec_shared.exchange import Additions, EvaluateRequest, Moments, MomentsRequest
 from metarec_shared.population import Population
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_training_dataset
 from metarec_shared.split import Role
-from metarec_shared.task_regression import TaskMoments, TaskRegression, task_moments
-from server.regression import BLENDS, START_BLENDS, read_blends
+from metarec_shared.start_prior import StartPrior
+from metarec_shared.task_regression import TaskMoments, TaskRegression, fit_task_regression, task_moments
+from metarec_shared.tasks import Order
+from server.regression import BLENDS, PENALTIES, START_BLENDS, read_blends, ways_to_blend
 from simulations.engines import ENGINES
 from tests.small import small_settings
 
@@ -37,14 +39,27 @@ def run(tmp_path: Path, **values: Any) -> tuple[Settings, Path]:
     return settings, folder
 
 
-def ndcg(settings: Settings, folder: Path, order: Any, support: int, blend: float) -> float:
-    """Return validation nDCG of the checkpoint with another blend."""
+def fitted(settings: Settings, folder: Path, order: Order) -> list[TaskRegression]:
+    """Return the regressions of a run, one a penalty, whose blends are still to be chosen."""
+    population, items, in_time = load_population(settings), len(load_checkpoint(folder).text), order == "time"
+    found = task_moments(
+        population.interactions, items, users=population.users(Role.TRAINING), support=settings.tasks.support,
+        query=settings.evaluation.query, in_time=in_time,
+    )  # fmt: skip
+    return [
+        fit_task_regression(
+            found, target="query" if in_time else "both", penalty=settings.regression.penalty * multiple,
+            neighbours=settings.regression.neighbours,
+        )
+        for multiple in PENALTIES[order]
+    ]  # fmt: skip
+
+
+def ndcg(settings: Settings, folder: Path, order: Order, support: int, added: TaskRegression) -> float:
+    """Return validation nDCG of the checkpoint with another regression."""
     checkpoint = load_checkpoint(folder)
     model = checkpoint.model()
-    model.regressions = {
-        name: TaskRegression(neighbours=r.neighbours, weights=r.weights, blends={1: blend})
-        for name, r in checkpoint.regressions.items()
-    }
+    model.regressions = {order: [added]}
     model.start_prior = None
     dataset = load_training_dataset(settings)
     population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
@@ -62,14 +77,38 @@ def test_a_run_ends_with_regressions_whose_blend_is_best_on_validation_users(tmp
     settings, folder = run(tmp_path)
     checkpoint = load_checkpoint(folder)
     assert set(checkpoint.regressions) == {"random", "time"}
-    for order, regression in checkpoint.regressions.items():
-        assert list(regression.blends) == [1, 3, settings.evaluation.support]
+    for order, kept in checkpoint.regressions.items():
+        judged, tried = read_blends(folder)[order], fitted(settings, folder, order)
+        assert [list(regression.blends) for regression in kept] == [[1, 3, settings.evaluation.support]] * len(kept)
         gained = []
-        for support, chosen in regression.blends.items():
-            values = [ndcg(settings, folder, order, support, blend) for blend in BLENDS]
-            assert values[BLENDS.index(chosen)] == pytest.approx(max(values))
-            gained.append(max(values) > values[0])
+        for support in kept[0].blends:
+            values = {
+                (multiple, multiple * blend): ndcg(
+                    settings, folder, order, support, replace(regression, blends={1: multiple * blend})
+                )
+                for regression, multiple in zip(tried, PENALTIES[order], strict=True)
+                for blend in BLENDS
+            }
+            multiple, blend = max(values, key=lambda way: values[way])
+            figures = judged[str(support)]
+            chosen = (figures["penalty"] / settings.regression.penalty, figures["blend"])
+            assert values[chosen] == pytest.approx(values[multiple, blend])
+            assert figures["without"] == pytest.approx(values[1.0, 0.0])
+            assert [one.blends[support] for one in kept if one.blends[support]] == [chosen[1]] * (chosen[1] > 0)
+            for one in kept:
+                if one.blends[support]:
+                    torch.testing.assert_close(one.weights, tried[PENALTIES[order].index(chosen[0])].weights)
+            gained.append(values[chosen] > values[1.0, 0.0])
         assert any(gained)
+    assert len({figures["penalty"] for figures in read_blends(folder)["random"].values()}) > 1
+
+
+def test_ways_to_blend_are_none_or_one_regression_by_blends_that_grow_with_its_penalty() -> None:
+    ways = ways_to_blend((1.0, 8.0)).tolist()
+    assert ways[0] == [0.0, 0.0]
+    assert sorted(ways[1:]) == sorted(
+        [[blend, 0.0] for blend in BLENDS[1:]] + [[0.0, 8 * blend] for blend in BLENDS[1:]]
+    )
 
 
 def test_a_run_ends_with_the_start_prior_of_its_training_users(tmp_path: Path) -> None:
@@ -125,13 +164,18 @@ def test_moments_of_all_nodes_are_those_of_all_meta_training_users(tmp_path: Pat
     whole = task_moments(
         population.interactions, items, users=population.users(Role.TRAINING), support=settings.tasks.support
     )
-    S = whole.support.toarray() + settings.regression.penalty * whole.support.diagonal().mean() * np.eye(items)
-    P = np.linalg.inv(S.astype(np.float64))
-    T = P @ (whole.support + whole.query).toarray()
-    expected = T - P @ np.diag(np.diag(T) / np.diag(P))
-    regression = load_checkpoint(folder).regressions["random"]
-    found = regression.predictions(torch.arange(items)[:, None], torch.ones(items, 1, dtype=torch.bool))
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
+    expected = {}
+    for multiple in PENALTIES["random"]:
+        penalty = settings.regression.penalty * multiple * whole.support.diagonal().mean()
+        P = np.linalg.inv((whole.support.toarray() + penalty * np.eye(items)).astype(np.float64))
+        T = P @ (whole.support + whole.query).toarray()
+        expected[settings.regression.penalty * multiple] = T - P @ np.diag(np.diag(T) / np.diag(P))
+    each, judged = torch.arange(items)[:, None], read_blends(folder)["random"]
+    for regression in load_checkpoint(folder).regressions["random"]:
+        size = next(size for size, blend in regression.blends.items() if blend)
+        found = regression.predictions(each, torch.ones(items, 1, dtype=torch.bool))
+        wanted = expected[judged[str(size)]["penalty"]]
+        np.testing.assert_allclose(found.numpy(), wanted, atol=1e-4 * np.abs(wanted).max())
 
 
 def test_it_can_be_switched_off_and_has_no_place_in_a_model_that_does_not_adapt(tmp_path: Path) -> None:
@@ -168,10 +212,12 @@ def test_a_checkpoint_keeps_its_regressions_and_one_of_an_earlier_format_has_non
     before = load_checkpoint(folder)
     save_checkpoint(before, tmp_path / "copy")
     after = load_checkpoint(tmp_path / "copy")
-    for order, regression in before.regressions.items():
-        assert torch.equal(after.regressions[order].neighbours, regression.neighbours)
-        assert torch.equal(after.regressions[order].weights, regression.weights)
-        assert after.regressions[order].blends == regression.blends
+    assert {order: len(found) for order, found in before.regressions.items()} == {"random": 2, "time": 1}
+    for order, found in before.regressions.items():
+        for kept, regression in zip(after.regressions[order], found, strict=True):
+            assert torch.equal(kept.neighbours, regression.neighbours)
+            assert torch.equal(kept.weights, regression.weights)
+            assert kept.blends == regression.blends
     assert before.start_prior is not None
     assert after.start_prior is not None
     assert torch.equal(after.start_prior.logs, before.start_prior.logs)
@@ -186,13 +232,14 @@ def test_items_hidden_from_training_are_spoken_for_by_their_text_unless_that_is_
         known = torch.from_numpy(checkpoint.items.positions)
         unknown = torch.ones(len(checkpoint.text), dtype=torch.bool).index_fill(0, known, False)
         assert unknown.sum() > 2
-        for order, regression in checkpoint.full_model().regressions.items():
-            predicted = regression.predictions(known[:, None], torch.ones(len(known), 1, dtype=torch.bool))
-            inside = checkpoint.regressions[order].predictions(
-                torch.arange(len(known))[:, None], torch.ones(len(known), 1, dtype=torch.bool)
-            )
-            torch.testing.assert_close(predicted[:, known], inside)
-            assert bool((predicted[:, unknown].std(dim=1) > 0).any()) is by_text
+        each = torch.ones(len(known), 1, dtype=torch.bool)
+        for order, found in checkpoint.full_model().regressions.items():
+            for regression, own in zip(found, checkpoint.regressions[order], strict=True):
+                predicted = regression.predictions(known[:, None], each)
+                torch.testing.assert_close(
+                    predicted[:, known], own.predictions(torch.arange(len(known))[:, None], each)
+                )
+                assert bool((predicted[:, unknown].std(dim=1) > 0).any()) is by_text
 
 
 def test_only_users_of_an_order_get_its_predictions(tmp_path: Path) -> None:
@@ -208,8 +255,10 @@ def test_only_users_of_an_order_get_its_predictions(tmp_path: Path) -> None:
         model.regressions = {}
         plain = model(batch)
     for row, order in enumerate(("random", "time")):
-        regression = checkpoint.regressions[order]  # type: ignore[index]
-        expected = regression.blends[4] * regression.predictions(batch.support, batch.support_mask)[row]
+        expected = sum(
+            regression.blends[4] * regression.predictions(batch.support, batch.support_mask)[row]
+            for regression in checkpoint.regressions[order]  # type: ignore[index]
+        )
         torch.testing.assert_close(added[row] - plain[row], expected, atol=1e-4, rtol=1e-4)
 
 
@@ -263,13 +312,13 @@ def test_moments_that_are_none_are_refused(name: str, value: np.ndarray) -> None
     ],
 )
 def test_a_regression_that_is_none_is_refused(neighbours: torch.Tensor, weights: torch.Tensor) -> None:
-    content = RecordDict({"request": ConfigRecord({})})
-    content["regression"] = wire.pack_parameters({"neighbours": neighbours, "weights": weights})
+    content = RecordDict({"blends": wire.pack_parameters({"blends": torch.ones(2, 1)})})
+    content["regression 0"] = wire.pack_parameters({"neighbours": neighbours, "weights": weights})
     with pytest.raises(WireError, match="task regression must"):
-        wire.request_regression(content, 3)
-    content["regression"] = ArrayRecord()
+        wire.request_additions(content, 3)
+    content["regression 0"] = ArrayRecord()
     with pytest.raises(WireError, match="task regression must"):
-        wire.request_regression(content, 3)
+        wire.request_additions(content, 3)
 
 
 @pytest.mark.parametrize(
@@ -285,9 +334,61 @@ def test_a_regression_that_is_none_is_refused(neighbours: torch.Tensor, weights:
     ],
 )
 def test_a_start_prior_that_is_none_is_refused(sizes: torch.Tensor, logs: torch.Tensor) -> None:
-    content = RecordDict({"start-prior": wire.pack_parameters({"sizes": sizes, "logs": logs})})
+    content = RecordDict({"blends": wire.pack_parameters({"blends": torch.ones(2, 1)})})
+    content["start-prior"] = wire.pack_parameters({"sizes": sizes, "logs": logs})
     with pytest.raises(WireError, match=r"start prior|sizes of support sets"):
-        wire.request_start_prior(content, 3)
+        wire.request_additions(content, 3)
+
+
+def additions() -> Additions:
+    regressions = [
+        TaskRegression(neighbours=torch.tensor([[1], [2], [0]]), weights=torch.full((3, 1), value))
+        for value in (1.0, 2.0)
+    ]
+    prior = StartPrior(sizes=(1,), logs=torch.zeros(1, 3), blends=(0.0,))
+    return Additions(regressions=regressions, start_prior=prior, blends=torch.arange(6.0).reshape(2, 3))
+
+
+def a_request() -> EvaluateRequest:
+    return EvaluateRequest(
+        role=Role.VALIDATION, order="time", support=3, adapt=True, draws=1, sampling_rate=1.0, rating_scale=None,
+        catalogue="any",
+    )  # fmt: skip
+
+
+def test_additions_travel() -> None:
+    sent = additions()
+    found = wire.request_additions(wire.pack_request(a_request(), None, sent), 3)
+    assert found is not None
+    assert found.start_prior is not None
+    assert sent.start_prior is not None
+    assert torch.equal(found.blends, sent.blends)
+    for one, other in zip(found.regressions, sent.regressions, strict=True):
+        assert torch.equal(one.neighbours, other.neighbours)
+        assert torch.equal(one.weights, other.weights)
+    assert found.start_prior.sizes == sent.start_prior.sizes
+    assert torch.equal(found.start_prior.logs, sent.start_prior.logs)
+    assert wire.request_additions(wire.pack_request(a_request()), 3) is None
+
+
+@pytest.mark.parametrize(
+    "blends",
+    [
+        torch.ones(2, 2),
+        torch.ones(0, 3),
+        torch.ones(1000, 3),
+        torch.ones(3),
+        torch.ones(2, 3, dtype=torch.float64),
+        torch.full((2, 3), torch.nan),
+    ],
+)
+def test_blends_that_are_none_are_refused(blends: torch.Tensor) -> None:
+    content = wire.pack_request(a_request(), None, replace(additions(), blends=blends))
+    with pytest.raises(WireError, match="blends must be"):
+        wire.request_additions(content, 3)
+    content["blends"] = ArrayRecord()
+    with pytest.raises(WireError, match="got none"):
+        wire.request_additions(content, 3)
 
 
 @pytest.mark.parametrize("sizes", [(3, 1), (0, 1), (1, 1), (1, 2**40)])

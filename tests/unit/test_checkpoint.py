@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,17 +142,33 @@ def test_regressions_keep_what_they_say_of_text_and_earlier_ones_said_nothing(tm
         positions=torch.zeros(0, dtype=torch.int64),
         text=torch.zeros(0, TEXT),
     )
-    checkpoint = replace(a_checkpoint(), regressions={"random": plain, "time": replace(plain, by_text=by_text)})
+    checkpoint = replace(
+        a_checkpoint(), regressions={"random": [plain], "time": [plain, replace(plain, by_text=by_text)]}
+    )
     save_checkpoint(checkpoint, tmp_path)
     loaded = load_checkpoint(tmp_path)
-    assert loaded.regressions["random"].by_text is None
+    assert [one.by_text for found in loaded.regressions.values() for one in found][:2] == [None, None]
     support, mask = torch.tensor([[3, 8, 0]]), torch.tensor([[True, True, False]])
     unknown = checkpoint.text[ITEMS:]
     expected = by_text.intercept[[3, 8]].sum() + unknown @ (by_text.coefficients[3] + by_text.coefficients[8])
-    found = loaded.full_model().regressions["time"].predictions(support, mask)[0]
+    full = loaded.full_model().regressions
+    found = full["time"][1].predictions(support, mask)[0]
     torch.testing.assert_close(found[ITEMS:], expected)
     assert found[:ITEMS].nonzero()[:, 0].tolist() == [3, 8]
-    assert not loaded.full_model().regressions["random"].predictions(support, mask)[0, ITEMS:].any()
+    for silent in (full["random"][0], full["time"][0]):
+        assert not silent.predictions(support, mask)[0, ITEMS:].any()
+
+
+@pytest.mark.parametrize(("written", "blends"), [(4, {"1": 2.0, "5": 4.0}), (2, 2.0)])
+def test_the_one_regression_of_an_earlier_checkpoint_is_read(tmp_path: Path, written: int, blends: Any) -> None:
+    now = TaskRegression(neighbours=torch.arange(ITEMS)[:, None], weights=torch.ones(ITEMS, 1), blends={1: 2.0, 5: 4.0})
+    save_checkpoint(replace(a_checkpoint(), regressions={"time": [now]}), tmp_path)
+    tensors, description = load_tensors(tmp_path / MODEL_FILE)
+    description["format"], description["regressions"] = written, {"time": blends}
+    save_tensors(tmp_path / MODEL_FILE, tensors, description)
+    ((found,),) = load_checkpoint(tmp_path).regressions.values()
+    assert torch.equal(found.weights, now.weights)
+    assert found.blends == (now.blends if written == 4 else {1: 2.0})
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_history_in_time_is_answered_by_what_was_learned_of_histories_in_time(
     weights[11] = 1e4
     for order, target in (("random", 5), ("time", 6)):
         regression = TaskRegression(neighbours=torch.full((ITEMS, 1), target), weights=weights)
-        model.regressions = {**model.regressions, order: regression}
+        model.regressions = {**model.regressions, order: [regression]}
     assert recommend(model, Profile(items=items), 1)[0][0] == 5
     assert recommend(model, Profile(items=items, in_time=True), 1)[0][0] == 6
 

@@ -114,18 +114,14 @@ def test_a_sum_that_is_none_of_so_many_ratings_is_refused(total: float, count: f
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("blends", ["a", "b"]),
-        ("start_blends", [b"a"]),
-        ("blends", [float("nan")]),
-        ("start_blends", [1.0, 2.0]),
         ("rating_scale", ["a", "b"]),
         ("rating_scale", [1.0, 2.0, 3.0]),
     ],
 )
-def test_an_evaluation_request_whose_lists_are_none_is_refused(name: str, value: list[Any]) -> None:
+def test_an_evaluation_request_whose_rating_scale_is_none_is_refused(name: str, value: list[Any]) -> None:
     request = EvaluateRequest(
         role=Role.VALIDATION, order="time", support=3, adapt=True, draws=1, sampling_rate=1.0, rating_scale=None,
-        catalogue="any", blends=(0.0,), start_blends=(1.0,),
+        catalogue="any",
     )  # fmt: skip
     content = wire.pack_request(request)
     assert wire.unpack_request(EvaluateRequest, content) == request
