@@ -44,6 +44,7 @@ from metarec_shared.pretraining import draw_histories
 from metarec_shared.pretraining.gradient import Batch as HistoriesAndWeights
 from metarec_shared.task_regression import TaskRegression
 from metarec_shared.tasks import TaskBatch, with_substitutes
+from metarec_shared.text_kernel import TextKernel
 
 
 def meta_update(
@@ -181,7 +182,7 @@ def evaluate_nodes(
         if additions is None:
             metrics = evaluate(scorer, batches, learner.settings.evaluation.k)
         else:
-            added = _added(additions, learner.device)
+            added = _added(additions, learner)
             metrics = evaluate_blends(scorer, added, additions.blends, batches, learner.settings.evaluation.k)
     return Evaluation(
         sums={name: float(values.sum()) for name, values in metrics.items() if not name.startswith("auc")},
@@ -190,11 +191,16 @@ def evaluate_nodes(
     )
 
 
-def _added(additions: Additions, place: torch.device) -> list[Scorer]:
-    def predictions(regression: TaskRegression) -> Scorer:
-        return lambda batch: regression.predictions(batch.support.to(place), batch.support_mask.to(place))
+def _added(additions: Additions, learner: Learner) -> list[Scorer]:
+    """Return a scorer for each column of the blends."""
+    place = learner.device
+
+    def predictions(part: TaskRegression | TextKernel) -> Scorer:
+        return lambda batch: part.predictions(batch.support.to(place), batch.support_mask.to(place))
 
     scorers = [predictions(regression.to(place)) for regression in additions.regressions]
+    if additions.sharpness is not None:
+        scorers.append(predictions(TextKernel.over(learner.model.text, additions.sharpness)))
     if additions.start_prior is not None:
         prior = additions.start_prior.to(place)
         scorers.append(lambda batch: prior.predictions(batch.to(place)))

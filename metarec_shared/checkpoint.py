@@ -30,7 +30,7 @@ from metarec_shared.settings import Scalar, Settings, flatten
 from metarec_shared.start_prior import StartPrior
 from metarec_shared.task_regression import TaskRegression, TextWeights
 from metarec_shared.tasks import Order
-from metarec_shared.text_kernel import TextKernel
+from metarec_shared.text_kernel import KernelBlends, TextKernel
 from metarec_shared.text_ridge import fit_text_ridge
 
 FORMAT = 5
@@ -68,6 +68,7 @@ class Checkpoint:
         validation: Its validation metric; None where none was measured.
         regressions: Task regressions that are added to the scores, by the order in which histories are read.
         start_prior: What is added where the support set begins a history; None: nothing.
+        text_blends: What support items count for in the text kernel.
     """
 
     parameters: Parameters
@@ -80,6 +81,12 @@ class Checkpoint:
     validation: float | None
     regressions: Mapping[Order, Sequence[TaskRegression]] = field(default_factory=dict)
     start_prior: StartPrior | None = None
+    text_blends: KernelBlends = field(default_factory=dict)
+
+    @property
+    def has_additions(self) -> bool:
+        """Whether anything is added to the model's scores."""
+        return bool(self.regressions or self.text_blends) or self.start_prior is not None
 
     def model(self, device: torch.device | None = None) -> BertRecommender:
         """Return the recommender over the items that training knew.
@@ -94,6 +101,9 @@ class Checkpoint:
         place = device or torch.device("cpu")
         model.regressions = {order: [one.to(place) for one in found] for order, found in self.regressions.items()}
         model.start_prior = None if self.start_prior is None else self.start_prior.to(place)
+        if self.text_blends:
+            sharpness = self.settings.regression.text_kernel_sharpness
+            model.text_kernel = TextKernel.over(text, sharpness, blends=self.text_blends).to(place)
         return model.to(place).eval()
 
     def rating_model(self, *, full: bool = False) -> RatingModel:
@@ -135,7 +145,7 @@ class Checkpoint:
 
         Such an item has no ID vector. Its score bias, and what task regressions and the start prior say of it, are
         predicted from its text as those of the known items are from theirs. In a support set it speaks for items of
-        like text (``text_kernel``).
+        like text as much as a known one does or more (``text_kernel``).
 
         Args:
             text: Text vectors of that catalogue, by the same encoder, [items, text].
@@ -160,8 +170,10 @@ class Checkpoint:
         if self.start_prior is not None:
             model.start_prior = self.start_prior.transferred(len(text), at, of, (self._known_text, text))
         sizes, unknown = self.settings.regression, torch.ones(len(text), dtype=torch.bool).index_fill(0, at, False)
-        if sizes.text_kernel and unknown.any():
-            model.text_kernel = TextKernel.over(text, unknown, sizes.text_kernel, sizes.text_kernel_sharpness)
+        if self.text_blends or (sizes.text_kernel and unknown.any()):
+            model.text_kernel = TextKernel.over(
+                text, sizes.text_kernel_sharpness, blends=self.text_blends, unknown=unknown, weight=sizes.text_kernel
+            )
         return model.eval()
 
     @property
@@ -184,6 +196,10 @@ class Checkpoint:
             "regressions": {
                 order: [{str(size): blend for size, blend in one.blends.items()} for one in found]
                 for order, found in self.regressions.items()
+            },
+            "text_blends": {
+                order: {str(size): blend for size, blend in blends.items()}
+                for order, blends in self.text_blends.items()
             },
             "start_prior": None if prior is None else {"sizes": prior.sizes, "blends": prior.blends},
             "settings": json.loads(self.settings.to_json()),
@@ -274,6 +290,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             for order, found in description.get("regressions", {}).items()
         },
         start_prior=_load_start_prior(tensors, description.get("start_prior")),
+        text_blends={
+            order: {int(size): blend for size, blend in blends.items()}
+            for order, blends in description.get("text_blends", {}).items()
+        },
     )
 
 

@@ -159,13 +159,15 @@ class Additions:
 
     Attributes:
         regressions: Task regressions; their own blends do not count.
-        start_prior: A start prior, likewise; None: none.
-        blends: What the predictions of each of these, the start prior last, are multiplied by before they are added,
-            float32 [ways, parts]; every way has metrics of its own.
+        sharpness: Of a text kernel; None: there is none.
+        start_prior: A start prior, whose blends do not count; None: none.
+        blends: What the predictions of each of these, in this order, are multiplied by before they are added, float32
+            [ways, parts]; every way has metrics of its own.
     """
 
     regressions: Sequence[TaskRegression]
     blends: Float[Tensor, "ways parts"]
+    sharpness: float | None = None
     start_prior: StartPrior | None = None
 
 

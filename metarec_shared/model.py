@@ -154,15 +154,13 @@ class BertRecommender(nn.Module):
     def regressed(self, scored: Float[Tensor, "users items"], tasks: TaskBatch) -> Float[Tensor, "users items"]:
         """Add what is predicted of each user's support set beside the model, by whatever the model has for it."""
         for order, regressions in self.regressions.items():
-            of_order = torch.zeros(len(tasks), dtype=torch.bool) if tasks.in_time is None else tasks.in_time
-            chosen = of_order if order == "time" else ~of_order
-            mask = tasks.support_mask & chosen[:, None].to(tasks.support.device)
+            mask = tasks.support_mask & tasks.in_order(order)[:, None]
             for regression in regressions:
                 scored = scored + regression.blended(tasks.support, mask)
         if self.start_prior is not None:
             scored = scored + self.start_prior.blended(tasks)
         if self.text_kernel is not None:
-            scored = scored + self.text_kernel.predictions(tasks.support, tasks.support_mask)
+            scored = scored + self.text_kernel.blended(tasks)
         return scored
 
     def forward(

@@ -214,6 +214,9 @@ class RegressionSettings:
         32.0, "what support items that training does not know count for items of like text; 0: nothing", low=0
     )
     text_kernel_sharpness: float = setting(8.0, "of that likeness, exp(sharpness (cosine - 1))", low=0)
+    text_blend: bool = setting(
+        True, "let support items speak for items of like text, known or not, as much as validation users choose"
+    )
     start_prior: bool = setting(True, "add the log of how many users had an item after as many first interactions")
 
 

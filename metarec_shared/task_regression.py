@@ -238,10 +238,7 @@ class TaskRegression:
         self, support: Int[Tensor, "users support"], mask: Bool[Tensor, "users support"]
     ) -> Float[Tensor, "users items"]:
         """Return what is added to a model's scores: predictions by the blend of each support set's size."""
-        sizes = sorted(self.blends)
-        weights = between_sizes(sizes, mask.sum(dim=1)).to(self.weights)
-        blends = weights @ weights.new_tensor([self.blends[size] for size in sizes])
-        return blends[:, None] * self.predictions(support, mask)
+        return blend_of_size(self.blends, mask.sum(dim=1))[:, None] * self.predictions(support, mask)
 
     def to(self, device: torch.device) -> "TaskRegression":
         """Return the regression on ``device``."""
@@ -340,6 +337,13 @@ def _fit_text_weights(B: Float[Tensor, "items items"], text: Float[Tensor, "item
         positions=torch.zeros(0, dtype=torch.int64),
         text=text[:0],
     )
+
+
+def blend_of_size(blends: Mapping[int, float], wanted: Int[Tensor, " users"]) -> Float[Tensor, " users"]:
+    """Return the blend of each size that is wanted, from blends by size: between them linear, beyond them constant."""
+    sizes = sorted(blends)
+    weights = between_sizes(sizes, wanted)
+    return weights @ weights.new_tensor([blends[size] for size in sizes])
 
 
 def between_sizes(sizes: Sequence[int], wanted: Int[Tensor, " users"]) -> Float[Tensor, "users sizes"]:

@@ -68,6 +68,12 @@ class TaskBatch(Batch):
     def __len__(self) -> int:
         return len(self.support)
 
+    def in_order(self, order: Order) -> Bool[Tensor, " users"]:
+        """Mark the users whose history is read in an order."""
+        place = self.support.device
+        in_time = torch.zeros(len(self), dtype=torch.bool) if self.in_time is None else self.in_time
+        return (in_time if order == "time" else ~in_time).to(place)
+
     def known_mask(self, items: int) -> Bool[Tensor, "users items"]:
         """Mark each user's known items in a catalogue of ``items``."""
         column = torch.where(self.known < 0, items, self.known)

@@ -1,24 +1,36 @@
-"""What a support item that training did not know says of other items: that those of like text are liked, too.
+"""What a support item says of items of like text, beside all that is learned of it: that they are liked, too.
 
-    score(u, j) += weight * sum over unknown support items i of exp(sharpness * (cos(t_i, t_j) - 1)),
+    score(u, j) += sum over support items i of weight(u, i) * exp(sharpness * (cos(t_i, t_j) - 1)),
 
 the cosine of text vectors after their mean over the catalogue is subtracted, which all of its texts share. It is
 a kernel regression (Nadaraya-Watson without the denominator, which is the same for all items) with the von Mises-Fisher
 kernel. A sum of cosines, which text-kNN ranks by, goes to items that are a little like all of the support set; a sharp
-kernel to those that are much like one item of it. What is known of an item's ID vector, score bias and regression says
-more than its text, so the weight is in proportion to the share of the catalogue that training did not know: whole for
-another catalogue, small for a few new items.
+kernel to those that are much like one item of it.
+
+The weight of an item that training knew is a blend, chosen by validation users for each order of histories and size of
+support sets, as those of a task regression are: the fewer users trained, the more texts add. What is known of an item's
+ID vector, score bias and regression is missing of one that training did not know, so that counts for more: at least a
+given weight in proportion to the share of such items in the catalogue, whole for another catalogue, small for a few new
+items.
 
 References:
     Nadaraya (1964), On estimating regression; Watson (1964), Smooth regression analysis.
     Banerjee et al. (2005), Clustering on the unit hypersphere using von Mises-Fisher distributions, equation 2.1.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+
+from metarec_shared.task_regression import blend_of_size
+from metarec_shared.tasks import Order, TaskBatch
+
+KernelBlends = Mapping[Order, Mapping[int, float]]
+"""What a support item counts for, by the order of histories and by the size of the support set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,46 +39,69 @@ class TextKernel:
 
     Attributes:
         vectors: Text vectors less their mean, of unit length, float32 [items, text].
-        unknown: Items that training did not know.
-        weight: What the sum is multiplied by before it is added to a model's scores.
         sharpness: Of the kernel.
+        blends: What each support item counts for; between sizes linear, beyond them constant, without any 0.
+        least: What it counts for at least, float32 [items].
     """
 
     vectors: Float[Tensor, "items text"]
-    unknown: Bool[Tensor, " items"]
-    weight: float
     sharpness: float
+    blends: KernelBlends
+    least: Float[Tensor, " items"]
 
     @classmethod
     def over(
-        cls, text: Float[Tensor, "items text"], unknown: Bool[Tensor, " items"], weight: float, sharpness: float
+        cls,
+        text: Float[Tensor, "items text"],
+        sharpness: float,
+        *,
+        blends: KernelBlends | None = None,
+        unknown: Bool[Tensor, " items"] | None = None,
+        weight: float = 0.0,
     ) -> "TextKernel":
         """Return the kernel of a catalogue.
 
         Args:
             text: Text vectors of its items.
-            unknown: Those that training did not know.
-            weight: Where that is all of them.
             sharpness: Of the kernel.
+            blends: What each support item counts for; None: nothing.
+            unknown: Items that training did not know; None: none.
+            weight: What such an item counts for at least, where all are.
         """
         vectors = F.normalize(text - text.mean(dim=0), dim=1)
-        share = float(unknown.float().mean())
-        return cls(vectors=vectors, unknown=unknown, weight=weight * share, sharpness=sharpness)
+        share = torch.zeros(len(text)) if unknown is None else unknown.float() * unknown.float().mean()
+        return cls(vectors=vectors, sharpness=sharpness, blends=blends or {}, least=(weight * share).to(vectors))
 
     def predictions(
         self, support: Int[Tensor, "users support"], mask: Bool[Tensor, "users support"]
     ) -> Float[Tensor, "users items"]:
-        """Return what is added to a model's scores; 0 where every support item is known.
+        """Return the sum over support items, each with weight 1.
 
         Args:
             support: Catalogue positions of the support items; padding may be any.
             mask: Which of them count.
         """
+        return self._sum(support, mask.to(self.vectors))
+
+    def blended(self, tasks: TaskBatch) -> Float[Tensor, "users items"]:
+        """Return what is added to a model's scores."""
+        counted = self.least[tasks.support]
+        for order, blends in self.blends.items():
+            of_size = blend_of_size(blends, tasks.support_mask.sum(dim=1)) * tasks.in_order(order)
+            counted = torch.maximum(counted, of_size[:, None])
+        return self._sum(tasks.support, counted * tasks.support_mask)
+
+    def to(self, device: torch.device) -> "TextKernel":
+        """Return the kernel on ``device``."""
+        return replace(self, vectors=self.vectors.to(device), least=self.least.to(device))
+
+    def _sum(
+        self, support: Int[Tensor, "users support"], weights: Float[Tensor, "users support"]
+    ) -> Float[Tensor, "users items"]:
         total = self.vectors.new_zeros(len(support), len(self.vectors))
-        speaking = mask & self.unknown[support]
-        for items, speaks in zip(support.T, speaking.T, strict=True):  # one support item a user: memory of one result
-            if not speaks.any():
+        for items, weight in zip(support.T, weights.T, strict=True):  # one support item a user: memory of one result
+            if not weight.any():
                 continue
             cosines = self.vectors[items] @ self.vectors.T
-            total += (self.sharpness * (cosines - 1)).exp_() * speaks[:, None]
-        return self.weight * total
+            total += (self.sharpness * (cosines - 1)).exp_() * weight[:, None]
+        return total

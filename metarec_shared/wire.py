@@ -149,6 +149,8 @@ def _pack_additions(additions: Additions, content: RecordDict) -> None:
     for place, regression in enumerate(additions.regressions):
         arrays = {"neighbours": regression.neighbours.to(torch.int32), "weights": regression.weights}
         content[f"regression {place}"] = pack_parameters(arrays)
+    if additions.sharpness is not None:
+        content["text-kernel"] = ConfigRecord({"sharpness": additions.sharpness})
     prior = additions.start_prior
     if prior is not None:
         sizes = torch.tensor(prior.sizes, dtype=torch.int64)
@@ -251,7 +253,7 @@ def request_additions(content: RecordDict, items: int) -> Additions | None:
         return None
     blends = unpack_parameters(_record(content, "blends", ArrayRecord)).get("blends")
     names = [name for name in (f"regression {place}" for place in range(_MOST_REGRESSIONS)) if name in content]
-    parts = len(names) + ("start-prior" in content)
+    parts = len(names) + ("text-kernel" in content) + ("start-prior" in content)
     if blends is None or blends.dtype != torch.float32 or blends.dim() != 2 or blends.shape[1] != parts:
         got = "none" if blends is None else f"{blends.dtype} {tuple(blends.shape)}"
         raise WireError(f"blends must be float32, [ways, {parts}], got {got}")
@@ -260,8 +262,16 @@ def request_additions(content: RecordDict, items: int) -> Additions | None:
     return Additions(
         regressions=[_regression(content, name, items) for name in names],
         blends=blends,
+        sharpness=_sharpness(content) if "text-kernel" in content else None,
         start_prior=_start_prior(content, items) if "start-prior" in content else None,
     )
+
+
+def _sharpness(content: RecordDict) -> float:
+    sharpness = dict(_record(content, "text-kernel", ConfigRecord)).get("sharpness")
+    if type(sharpness) is not float or not 0 <= sharpness < np.inf:
+        raise WireError(f"the sharpness of a text kernel must be a finite number from 0, got {sharpness!r}")
+    return sharpness
 
 
 def _regression(content: RecordDict, name: str, items: int) -> TaskRegression:

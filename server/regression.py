@@ -6,15 +6,17 @@ validation users how well the model ranks with the regressions' predictions adde
 best penalty and blend are kept, and nothing if nothing is better without.
 What it says of items that only their text is known of is solved here too, from the same moments.
 
-In time order nodes also count what follows users' first interactions, and the prior of the start that the counts make
-is blended in beside the regression in the same way.
+Two more things are blended in beside the regression in the same way, one after the other: likeness of text to the
+support items (``text_kernel``), and in time order the prior of the start, for which nodes count what follows users'
+first interactions.
 """
 
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -82,7 +84,7 @@ def add_task_regressions(grid: Grid, settings: Settings, roster: Roster, folder:
     if not wanted or roster.privacy is not None or not len(roster.validation):
         return
     checkpoint = load_checkpoint(folder)
-    if checkpoint.regressions or checkpoint.start_prior is not None:
+    if checkpoint.has_additions:
         return
     parameters = checkpoint.parameters
     if settings.federation.lora_rank:  # merged already: adapters as they are drawn, at zero, stand beside them
@@ -91,10 +93,14 @@ def add_task_regressions(grid: Grid, settings: Settings, roster: Roster, folder:
     orders: tuple[Order, ...] = ("random", "time")
     fits = {order: fitter.fitted(order) for order in orders}
     write_json(folder / BLENDS_FILE, fitter.judged)
-    regressions = {order: fit.regressions for order, fit in fits.items() if fit.regressions}
-    prior = fits["time"].start_prior
-    if regressions or prior is not None:
-        save_checkpoint(replace(checkpoint, regressions=regressions, start_prior=prior), folder)
+    fitted = replace(
+        checkpoint,
+        regressions={order: fit.regressions for order, fit in fits.items() if fit.regressions},
+        text_blends={order: fit.text_blends for order, fit in fits.items() if fit.text_blends},
+        start_prior=fits["time"].start_prior,
+    )
+    if fitted.has_additions:
+        save_checkpoint(fitted, folder)
 
 
 def read_blends(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
@@ -109,10 +115,12 @@ class _Fit:
 
     Attributes:
         regressions: Those that validation users chose for some size of support sets, with their blends.
+        text_blends: Of the text kernel, by the size of support sets; none: nothing.
         start_prior: With its blends; None: nothing.
     """
 
     regressions: Sequence[TaskRegression] = ()
+    text_blends: Mapping[int, float] = field(default_factory=dict)
     start_prior: StartPrior | None = None
 
 
@@ -133,64 +141,96 @@ class _Fitter:
         self.judged: dict[str, dict[str, dict[str, float]]] = {}
 
     def fitted(self, order: Order) -> _Fit:
-        """Return regressions, and in time order the start prior, with the blends that validation users choose."""
+        """Return what is added to scores in an order of histories, with the blends that validation users choose."""
         answer = self._moments(order)
         if not answer.moments.support.nnz:
             return _Fit()
-        sizes = self._settings.regression
         try:
-            regressions = [
-                fit_task_regression(
-                    answer.moments,
-                    target="both" if order == "random" else "query",
-                    penalty=sizes.penalty * multiple,
-                    neighbours=sizes.neighbours,
-                    most_items=sizes.most_items,
-                    text=self._text if sizes.by_text else None,
-                )
-                for multiple in PENALTIES[order]
-            ]
+            regressions = self._regressions(order, answer.moments)
         except LinAlgError as error:  # some node's moments are those of no users
             logger.warning("no task regression, %s order: the moments cannot be solved (%s)", order, error)
             return _Fit()
         prior = StartPrior.of(answer.starts, self._start_sizes(order)) if answer.starts.nnz else None
-        ways = ways_to_blend(PENALTIES[order])
-        chosen: dict[int, Tensor] = {}
-        start_blends: dict[int, float] = {}
+        judged: dict[int, dict[str, float]] = {}
         for support in self._supports():
-            values = self._judged(order, support, Additions(regressions=regressions, blends=ways))
-            if not values:
-                continue
-            best = int(np.argmax(values))
-            chosen[support] = ways[best]
-            place = int(ways[best].argmax())
-            figures = {
-                "penalty": sizes.penalty * PENALTIES[order][place],
-                "blend": float(ways[best, place]),
-                "validation": values[best],
-                "without": values[0],
+            figures = self._chosen(order, support, regressions, prior)
+            if figures:
+                judged[support] = figures
+        self.judged[order] = {str(support): figures for support, figures in judged.items()}
+
+        def blends(name: str, penalty: float | None = None) -> dict[int, float]:
+            return {
+                size: figures.get(name, 0.0) if penalty in (None, figures["penalty"]) else 0.0
+                for size, figures in judged.items()
             }
-            if prior is not None:
-                beside = torch.tensor([[figures["blend"], blend] for blend in START_BLENDS])
-                added = Additions(regressions=[regressions[place]], start_prior=prior, blends=beside)
-                values = self._judged(order, support, added) or [0.0]
-                best = int(np.argmax(values))
-                start_blends[support] = START_BLENDS[best]
-                figures |= {"start_blend": START_BLENDS[best], "validation": max(values)}
-            logger.info(
-                "task regression, %s order, %d support items: validation nDCG@%d %.4f, %.4f without",
-                order, support, self._settings.evaluation.k, figures["validation"], figures["without"],
-            )  # fmt: skip
-            self.judged.setdefault(order, {})[str(support)] = figures
-        blends = [{size: float(way[place]) for size, way in chosen.items()} for place in range(len(regressions))]
+
+        own = [blends("blend", penalty) for penalty in self._penalties(order)]
+        text, start = blends("text_blend"), blends("start_blend")
         return _Fit(
             regressions=[
-                replace(regression, blends=own)
-                for regression, own in zip(regressions, blends, strict=True)
-                if any(own.values())
+                replace(regression, blends=found)
+                for regression, found in zip(regressions, own, strict=True)
+                if any(found.values())
             ],
-            start_prior=None if prior is None or not any(start_blends.values()) else prior.with_blends(start_blends),
+            text_blends=text if any(text.values()) else {},
+            start_prior=prior.with_blends(start) if prior is not None and any(start.values()) else None,
         )
+
+    def _penalties(self, order: Order) -> list[float]:
+        return [self._settings.regression.penalty * multiple for multiple in PENALTIES[order]]
+
+    def _regressions(self, order: Order, moments: TaskMoments) -> list[TaskRegression]:
+        """Return a regression for each penalty."""
+        sizes = self._settings.regression
+        return [
+            fit_task_regression(
+                moments,
+                target="both" if order == "random" else "query",
+                penalty=penalty,
+                neighbours=sizes.neighbours,
+                most_items=sizes.most_items,
+                text=self._text if sizes.by_text else None,
+            )
+            for penalty in self._penalties(order)
+        ]
+
+    def _chosen(
+        self, order: Order, support: int, regressions: Sequence[TaskRegression], prior: StartPrior | None
+    ) -> dict[str, float]:
+        """Return the blends that validation users choose for a size of support sets; empty where none is long enough.
+
+        The regression is chosen first, what else there is one after the other beside it.
+        """
+        sizes, ways = self._settings.regression, ways_to_blend(PENALTIES[order])
+        values = self._judged(order, support, Additions(regressions=regressions, blends=ways))
+        if not values:
+            return {}
+        best = int(np.argmax(values))
+        place = int(ways[best].argmax())
+        figures = {
+            "penalty": self._penalties(order)[place],
+            "blend": float(ways[best, place]),
+            "validation": values[best],
+            "without": values[0],
+        }
+        kept = Additions(regressions=[regressions[place]], blends=ways[best : best + 1, place : place + 1])
+        parts: list[tuple[str, dict[str, Any], Sequence[float]]] = []
+        if sizes.text_blend:
+            parts.append(("text_blend", {"sharpness": sizes.text_kernel_sharpness}, BLENDS))
+        if prior is not None:
+            parts.append(("start_blend", {"start_prior": prior}, START_BLENDS))
+        for name, part, grid in parts:
+            beside = [[*kept.blends[0].tolist(), blend] for blend in grid]
+            asked = replace(kept, **part, blends=torch.tensor(beside))
+            values = self._judged(order, support, asked)
+            best = int(np.argmax(values))
+            kept = replace(asked, blends=asked.blends[best : best + 1])
+            figures |= {name: grid[best], "validation": values[best]}
+        logger.info(
+            "task regression, %s order, %d support items: validation nDCG@%d %.4f, %.4f without",
+            order, support, self._settings.evaluation.k, figures["validation"], figures["without"],
+        )  # fmt: skip
+        return figures
 
     def _supports(self) -> list[int]:
         most = self._settings.evaluation.support

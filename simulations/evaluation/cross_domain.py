@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from metarec_shared.checkpoint import Checkpoint
@@ -42,8 +41,7 @@ def _from_scratch(trial: RankingTrial) -> Scorers:
 
 
 def _text_kernel(trial: RankingTrial) -> Scorers:
-    text, sizes = trial.problem.text, trial.problem.settings.regression
-    kernel = TextKernel.over(text, torch.ones(len(text), dtype=torch.bool), 1.0, sizes.text_kernel_sharpness)
+    kernel = TextKernel.over(trial.problem.text, trial.problem.settings.regression.text_kernel_sharpness)
     return trial.everywhere(lambda batch: kernel.predictions(batch.support, batch.support_mask))
 
 

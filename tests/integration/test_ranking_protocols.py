@@ -283,8 +283,10 @@ class TestCrossDomain:
             kernel, model.text_kernel = model.text_kernel, None
             added = whole - model(batch)
         assert kernel is not None
-        alone = TextKernel.over(model.text, torch.ones(50, dtype=torch.bool), kernel.weight, kernel.sharpness)
-        torch.testing.assert_close(added, alone.predictions(batch.support, batch.support_mask), atol=1e-4, rtol=1e-4)
+        assert (kernel.least == 32.0).all()
+        alone = TextKernel.over(model.text, kernel.sharpness).predictions(batch.support, batch.support_mask)
+        weight = max(32.0, kernel.blends["random"][3])
+        torch.testing.assert_close(added, weight * alone, atol=1e-4, rtol=1e-4)
         assert crossing.figures("text-kernel")["random-3"]["ndcg@10"] > 0
 
     def test_a_benchmark_is_of_both_data_sets(

@@ -25,10 +25,12 @@ from metarec_shared.split import Role
 from metarec_shared.start_prior import StartPrior
 from metarec_shared.task_regression import TaskMoments, TaskRegression, fit_task_regression, task_moments
 from metarec_shared.tasks import Order
+from metarec_shared.text_kernel import TextKernel
 from server.regression import BLENDS, PENALTIES, START_BLENDS, read_blends, ways_to_blend
 from simulations.engines import ENGINES
 from tests.small import small_settings
 
+ORDERS: tuple[Order, ...] = ("random", "time")
 RUN: dict[str, Any] = {"generator__users": 200, "federation__rounds": 4, "federation__evaluate_every": 4}
 
 
@@ -60,7 +62,7 @@ def ndcg(settings: Settings, folder: Path, order: Order, support: int, added: Ta
     checkpoint = load_checkpoint(folder)
     model = checkpoint.model()
     model.regressions = {order: [added]}
-    model.start_prior = None
+    model.start_prior = model.text_kernel = None
     dataset = load_training_dataset(settings)
     population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
     users, sizes = population.users(Role.VALIDATION), settings.evaluation
@@ -146,6 +148,37 @@ def test_the_prior_of_the_start_is_blended_in_as_validation_users_choose(tmp_pat
         )
 
 
+def test_likeness_of_text_is_blended_in_as_validation_users_choose(tmp_path: Path) -> None:
+    settings, folder = run(tmp_path)
+    checkpoint, judged = load_checkpoint(folder), read_blends(folder)
+    assert checkpoint.text_blends
+    sizes, model = settings.evaluation, checkpoint.model()
+    model.start_prior = None  # chosen after it
+    population = load_population(settings)
+    users, gained = population.users(Role.VALIDATION), []
+    for order in ORDERS:
+        for support in (1, 3, sizes.support):
+            batches = batched(
+                [
+                    task
+                    for draw in range(sizes.validation_draws if order == "random" else 1)
+                    for task in cold_user_tasks(
+                        population, users, order, support, sizes.query, population.rating_scale, draw
+                    )
+                ]
+            )
+            values = []
+            for blend in BLENDS:
+                model.text_kernel = TextKernel.over(model.text, 8.0, blends={order: {support: blend}})
+                scorer = model_scorer(model, adapt=True)
+                values.append(float(evaluate(scorer, batches, sizes.k)[f"ndcg@{sizes.k}"].mean()))
+            chosen = judged[order][str(support)]["text_blend"]
+            assert values[BLENDS.index(chosen)] == pytest.approx(max(values))
+            assert checkpoint.text_blends.get(order, {}).get(support, 0.0) == chosen
+            gained.append(max(values) > values[0])
+    assert any(gained)
+
+
 def test_between_sizes_a_blend_is_linear_and_beyond_them_constant() -> None:
     regression = TaskRegression(
         neighbours=torch.tensor([[1], [2], [0], [3]]), weights=torch.ones(4, 1), blends={2: 4.0, 4: 8.0}
@@ -183,9 +216,12 @@ def test_it_can_be_switched_off_and_has_no_place_in_a_model_that_does_not_adapt(
         _, folder = run(tmp_path / str(number), **values)
         assert not load_checkpoint(folder).regressions
         assert load_checkpoint(folder).start_prior is None
-    _, folder = run(tmp_path / "no prior", regression__start_prior=False)
-    assert load_checkpoint(folder).regressions
-    assert load_checkpoint(folder).start_prior is None
+    _, folder = run(tmp_path / "regression alone", regression__start_prior=False, regression__text_blend=False)
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.regressions
+    assert checkpoint.start_prior is None
+    assert not checkpoint.text_blends
+    assert checkpoint.model().text_kernel is None
 
 
 def test_nodes_that_guard_their_users_are_not_asked_and_would_refuse(tmp_path: Path) -> None:
@@ -218,6 +254,8 @@ def test_a_checkpoint_keeps_its_regressions_and_one_of_an_earlier_format_has_non
             assert torch.equal(kept.neighbours, regression.neighbours)
             assert torch.equal(kept.weights, regression.weights)
             assert kept.blends == regression.blends
+    assert before.text_blends
+    assert after.text_blends == before.text_blends
     assert before.start_prior is not None
     assert after.start_prior is not None
     assert torch.equal(after.start_prior.logs, before.start_prior.logs)
@@ -346,7 +384,7 @@ def additions() -> Additions:
         for value in (1.0, 2.0)
     ]
     prior = StartPrior(sizes=(1,), logs=torch.zeros(1, 3), blends=(0.0,))
-    return Additions(regressions=regressions, start_prior=prior, blends=torch.arange(6.0).reshape(2, 3))
+    return Additions(regressions=regressions, sharpness=3.0, start_prior=prior, blends=torch.arange(8.0).reshape(2, 4))
 
 
 def a_request() -> EvaluateRequest:
@@ -363,6 +401,7 @@ def test_additions_travel() -> None:
     assert found.start_prior is not None
     assert sent.start_prior is not None
     assert torch.equal(found.blends, sent.blends)
+    assert found.sharpness == 3.0
     for one, other in zip(found.regressions, sent.regressions, strict=True):
         assert torch.equal(one.neighbours, other.neighbours)
         assert torch.equal(one.weights, other.weights)
@@ -374,12 +413,12 @@ def test_additions_travel() -> None:
 @pytest.mark.parametrize(
     "blends",
     [
-        torch.ones(2, 2),
-        torch.ones(0, 3),
-        torch.ones(1000, 3),
-        torch.ones(3),
-        torch.ones(2, 3, dtype=torch.float64),
-        torch.full((2, 3), torch.nan),
+        torch.ones(2, 3),
+        torch.ones(0, 4),
+        torch.ones(1000, 4),
+        torch.ones(4),
+        torch.ones(2, 4, dtype=torch.float64),
+        torch.full((2, 4), torch.nan),
     ],
 )
 def test_blends_that_are_none_are_refused(blends: torch.Tensor) -> None:
@@ -388,6 +427,14 @@ def test_blends_that_are_none_are_refused(blends: torch.Tensor) -> None:
         wire.request_additions(content, 3)
     content["blends"] = ArrayRecord()
     with pytest.raises(WireError, match="got none"):
+        wire.request_additions(content, 3)
+
+
+@pytest.mark.parametrize("sharpness", [-1.0, float("inf"), float("nan"), 8, "8"])
+def test_a_sharpness_that_is_none_is_refused(sharpness: Any) -> None:
+    content = wire.pack_request(a_request(), None, additions())
+    content["text-kernel"]["sharpness"] = sharpness  # type: ignore[index,call-overload]
+    with pytest.raises(WireError, match="sharpness"):
         wire.request_additions(content, 3)
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.metrics.pairwise import rbf_kernel
 
+from metarec_shared.tasks import Order, TaskBatch
 from metarec_shared.text_kernel import TextKernel
 
 ITEMS, TEXT = 12, 5
@@ -23,16 +24,37 @@ def test_it_is_a_gaussian_kernel_on_the_unit_sphere(sharpness: float) -> None:
     vectors -= vectors.mean(axis=0)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     kernel = rbf_kernel(vectors, gamma=sharpness / 2)
-    found = TextKernel.over(text(), torch.ones(ITEMS, dtype=torch.bool), 3.0, sharpness).predictions(SUPPORT, MASK)
-    expected = 3.0 * np.stack([kernel[[0, 3, 5]].sum(axis=0), kernel[[7, 2]].sum(axis=0), np.zeros(ITEMS)])
+    found = TextKernel.over(text(), sharpness).predictions(SUPPORT, MASK)
+    expected = np.stack([kernel[[0, 3, 5]].sum(axis=0), kernel[[7, 2]].sum(axis=0), np.zeros(ITEMS)])
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_known_items_do_not_speak_and_the_weight_is_by_the_share_of_the_others() -> None:
-    everybody = TextKernel.over(text(), torch.ones(ITEMS, dtype=torch.bool), 4.0, 8.0)
+def tasks(*, in_time: torch.Tensor | None = None) -> TaskBatch:
+    return TaskBatch(
+        support=SUPPORT,
+        support_mask=MASK,
+        feedback=torch.zeros_like(SUPPORT),
+        query=SUPPORT,
+        query_mask=MASK,
+        known=SUPPORT,
+        in_time=in_time,
+    )
+
+
+def test_without_blends_known_items_do_not_speak_and_others_by_their_share() -> None:
     unknown = torch.zeros(ITEMS, dtype=torch.bool).index_fill(0, torch.tensor([3, 5, 8]), True)
-    few = TextKernel.over(text(), unknown, 4.0, 8.0)
-    assert few.weight == pytest.approx(4.0 * 3 / ITEMS)
-    of_two = everybody.predictions(SUPPORT[:1, 1:], MASK[:1, 1:]) * (3 / ITEMS)
-    torch.testing.assert_close(few.predictions(SUPPORT[:1], MASK[:1]), of_two)
-    assert not few.predictions(SUPPORT[1:], MASK[1:]).any()
+    found = TextKernel.over(text(), 8.0, unknown=unknown, weight=4.0).blended(tasks())
+    of_two = TextKernel.over(text(), 8.0).predictions(SUPPORT[:1, 1:], MASK[:1, 1:])
+    torch.testing.assert_close(found[:1], of_two * 4.0 * 3 / ITEMS)
+    assert not found[1:].any()
+
+
+def test_blends_are_by_order_and_size_and_an_unknown_item_counts_at_least_as_much() -> None:
+    unknown = torch.zeros(ITEMS, dtype=torch.bool).index_fill(0, torch.tensor([3, 7]), True)
+    blends: dict[Order, dict[int, float]] = {"random": {1: 1.0, 3: 5.0}, "time": {2: 0.25}}
+    kernel = TextKernel.over(text(), 8.0, blends=blends, unknown=unknown, weight=12.0)  # 2 for an unknown item
+    found = kernel.blended(tasks(in_time=torch.tensor([False, True, False])))
+    first = 5.0 * kernel.predictions(SUPPORT[:1], MASK[:1])
+    second = 2.0 * kernel.predictions(SUPPORT[1:2, :1], MASK[1:2, :1])
+    second += 0.25 * kernel.predictions(SUPPORT[1:2, 1:2], MASK[1:2, 1:2])
+    torch.testing.assert_close(found, torch.cat([first, second, torch.zeros(1, ITEMS)]))
