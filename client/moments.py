@@ -6,7 +6,7 @@ from metarec_shared.errors import Refusal
 from metarec_shared.exchange import Moments, MomentsRequest
 from metarec_shared.split import Role
 from metarec_shared.start_prior import start_counts
-from metarec_shared.task_regression import task_moments
+from metarec_shared.task_regression import discounted_moments, task_moments
 
 
 def moments_of(learner: Learner, nodes: Nodes, request: MomentsRequest) -> Moments:
@@ -18,17 +18,14 @@ def moments_of(learner: Learner, nodes: Nodes, request: MomentsRequest) -> Momen
     if nodes.guard is not None:
         raise Refusal("second moments of users' tasks are not noised, so they are not released")
     items, histories, sizes = len(learner.model.text), nodes.population.interactions, learner.settings
-    in_time, query = request.order == "time", sizes.evaluation.query
+    in_time = request.order == "time"
     users = nodes.users[nodes.users_in(Role.TRAINING)]
     if in_time and not histories.has_time:
         users = users[:0]
-    moments = task_moments(
-        histories,
-        items,
-        users=users,
-        support=(0 if in_time else sizes.regression.support) or sizes.tasks.support,
-        query=query,
-        in_time=in_time,
-    )
-    starts = start_counts(histories, items, users=users, sizes=request.start_sizes, query=query)
+    if in_time:
+        moments = discounted_moments(histories, items, users=users, decay=sizes.regression.decay)
+    else:
+        support = sizes.regression.support or sizes.tasks.support
+        moments = task_moments(histories, items, users=users, support=support)
+    starts = start_counts(histories, items, users=users, sizes=request.start_sizes, query=sizes.evaluation.query)
     return Moments(moments=moments, starts=starts, nodes=len(nodes))

@@ -194,13 +194,10 @@ class Checkpoint:
             "rating_scale": None if scale is None else [scale.low, scale.high],
             "catalogue": self.items.catalogue.fingerprint,
             "regressions": {
-                order: [{str(size): blend for size, blend in one.blends.items()} for one in found]
+                order: [{"decay": one.decay, "blends": _by_size(one.blends)} for one in found]
                 for order, found in self.regressions.items()
             },
-            "text_blends": {
-                order: {str(size): blend for size, blend in blends.items()}
-                for order, blends in self.text_blends.items()
-            },
+            "text_blends": {order: _by_size(blends) for order, blends in self.text_blends.items()},
             "start_prior": None if prior is None else {"sizes": prior.sizes, "blends": prior.blends},
             "settings": json.loads(self.settings.to_json()),
         }
@@ -284,16 +281,13 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         validation=description["validation"],
         regressions={
             order: [
-                _load_regression(tensors, _regression_prefix(order, place), blends)
-                for place, blends in enumerate(found if isinstance(found, list) else [found])
+                _load_regression(tensors, _regression_prefix(order, place), described)
+                for place, described in enumerate(found if isinstance(found, list) else [{"blends": found}])
             ]
             for order, found in description.get("regressions", {}).items()
         },
         start_prior=_load_start_prior(tensors, description.get("start_prior")),
-        text_blends={
-            order: {int(size): blend for size, blend in blends.items()}
-            for order, blends in description.get("text_blends", {}).items()
-        },
+        text_blends={order: _sized(blends) for order, blends in description.get("text_blends", {}).items()},
     )
 
 
@@ -351,9 +345,17 @@ def _regression_tensors(regression: TaskRegression, prefix: str) -> dict[str, to
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
-def _load_regression(tensors: dict[str, torch.Tensor], prefix: str, blends: dict[str, float] | float) -> TaskRegression:
-    """Read a regression; up to format 2 it had one blend for support sets of any size."""
-    coefficients, by_text = tensors.get(f"{prefix}text-coefficients"), None
+def _by_size(blends: Mapping[int, float]) -> dict[str, float]:
+    return {str(size): blend for size, blend in blends.items()}
+
+
+def _sized(blends: Mapping[str, float]) -> dict[int, float]:
+    return {int(size): blend for size, blend in blends.items()}
+
+
+def _load_regression(tensors: dict[str, torch.Tensor], prefix: str, described: dict[str, Any]) -> TaskRegression:
+    """Read a regression; up to format 2 it had one blend for support sets of any size, up to format 4 no decay."""
+    coefficients, by_text, blends = tensors.get(f"{prefix}text-coefficients"), None, described["blends"]
     if coefficients is not None:
         by_text = TextWeights(
             coefficients=coefficients,
@@ -364,7 +366,8 @@ def _load_regression(tensors: dict[str, torch.Tensor], prefix: str, blends: dict
     return TaskRegression(
         neighbours=tensors[f"{prefix}neighbours"].long(),
         weights=tensors[f"{prefix}weights"],
-        blends={int(size): blend for size, blend in blends.items()} if isinstance(blends, dict) else {1: blends},
+        blends=_sized(blends) if isinstance(blends, dict) else {1: blends},
+        decay=described.get("decay", 1.0),
         by_text=by_text,
     )
 

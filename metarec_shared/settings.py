@@ -179,7 +179,7 @@ class AdaptationSettings:
         "meta-sgd", "the meta-learner: how users adapt, and what the meta-initialization learns from it"
     )
     parameters: Literal["user-vector", "head", "lora", "all"] = setting("user-vector", "what the inner loop adapts")
-    steps: int = setting(3, "adaptation steps; 0: no inner loop; a hypernetwork takes none", low=0, high=100)
+    steps: int = setting(1, "adaptation steps; 0: no inner loop; a hypernetwork takes none", low=0, high=100)
     learning_rate: float = setting(
         0.0, "inner learning rate, the initial one where it is learned; 0: the default of what is adapted", low=0
     )
@@ -207,6 +207,9 @@ class RegressionSettings:
     enabled: bool = setting(True, "fit it after meta-training, on second moments of all meta-training users' tasks")
     support: int = setting(0, "support items of its tasks in random order, at most; 0: tasks.support", low=0)
     penalty: float = setting(0.5, "of its squared weights, over the mean diagonal of the moments", low=1e-6)
+    decay: float = setting(
+        0.8, "in time order: what an interaction counts for over one that is nearer by one", low=0.01, high=0.95
+    )
     neighbours: int = setting(200, "weights kept of each support item", low=1)
     most_items: int = setting(8192, "items it is solved for at most, the most frequent ones", low=1)
     by_text: bool = setting(True, "predict from their text the weights of items that training does not know")
@@ -437,6 +440,7 @@ PRIVATE_DEFAULTS: Mapping[str, Scalar] = {
     "tasks.time-share": 0.0,
     "tasks.vary-support": 0.0,
     "model.order-aware": False,
+    "adaptation.steps": 3,
 }
 """What a simulation with privacy changes of the defaults; chosen on public data (docs/privacy.md)."""
 

@@ -20,7 +20,13 @@ of a history of n items, s go into the support set and the others are the query,
 
     E[x_i x_i] = s / n,   E[x_i x_j] = s (s - 1) / (n (n - 1)),   E[x_i y_j] = s (n - s) / (n (n - 1)).
 
-In time order a task is s interactions in a row and those that follow, and a history is cut into such tasks.
+In time order every place of a history is a task: what came before it predicts what follows. The nearer an interaction
+is to that place, the more it says and the more it counts, by powers of a decay g:
+
+    x = sum over k >= 0 of g^k e(i_{t-k}),      y = sum over k >= 0 of g^k e(i_{t+1+k}),
+
+so that B is the ridge regression of discounted futures on discounted pasts (a successor representation), and the later
+of two support items says more.
 
 An item that nobody had has no column in B. Its column is predicted from its text, by ridge regression of the columns of
 the others on theirs: of what a support item speaks for, text tells how much it speaks for each direction of text.
@@ -32,11 +38,12 @@ References:
     Steck (2019), Embarrassingly shallow autoencoders for sparse data, equations 6 to 8 (EASE).
     Steck (2020), Autoencoders that don't overfit towards the identity, section 3 (dropout in closed form).
     Bertinetto et al. (2019), Meta-learning with differentiable closed-form solvers, equation 6.
+    Dayan (1993), Improving generalization for temporal difference learning: the successor representation.
     Gantner et al. (2010), Learning attribute-to-feature mappings for cold-start recommendations, section III.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -51,8 +58,11 @@ from metarec_shared.text_ridge import fit_text_ridge
 
 Target = Literal["query", "both"]
 
-USERS_AT_ONCE = 4096
+USERS_AT_ONCE = 1024
 """Users whose moments are added up together; memory grows with it."""
+
+NEGLIGIBLE = 0.05
+"""Weight below which an interaction is left out of a task in time order, so that a task holds some dozen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,31 +87,46 @@ class TaskMoments:
 
 
 def task_moments(
-    histories: Interactions,
-    items: int,
-    *,
-    users: NDArray[np.int64] | None = None,
-    support: int,
-    query: int = 0,
-    in_time: bool = False,
+    histories: Interactions, items: int, *, users: NDArray[np.int64] | None = None, support: int
 ) -> TaskMoments:
-    """Return the moments of the tasks of users; one with a single interaction has none.
+    """Return the moments of the tasks of users in random order; one with a single interaction has none.
 
     Args:
         histories: Of users.
         items: Size of the catalogue.
         users: Positions of those whose tasks count; None: all.
-        support: Largest support set; never the whole history.
-        query: Query items that follow a support set in time order; in random order all others are the query.
-        in_time: Whether histories are read in time order.
+        support: Largest support set; never the whole history. All other items are the query set.
     """
     total = TaskMoments.none(items)
+    for part in _parts(histories, users):
+        total += _in_random_order(part, items, support)
+    return total
+
+
+def discounted_moments(
+    histories: Interactions, items: int, *, users: NDArray[np.int64] | None = None, decay: float
+) -> TaskMoments:
+    """Return the moments of the tasks of users in time order, a task a place of a history that has a next interaction.
+
+    Args:
+        histories: Of users.
+        items: Size of the catalogue.
+        users: Positions of those whose tasks count; None: all.
+        decay: What an interaction counts for over one that is nearer by one, above 0 and below 1; those that count for
+            less than ``NEGLIGIBLE`` count for nothing.
+    """
+    total = TaskMoments.none(items)
+    for part in _parts(histories, users):
+        total += _in_time(part, items, decay)
+    return total
+
+
+def _parts(histories: Interactions, users: NDArray[np.int64] | None) -> Iterator[Interactions]:
+    """Yield the histories that hold a task, of some users after the other."""
     lengths = histories.lengths
     users = np.flatnonzero(lengths >= 2) if users is None else users[lengths[users] >= 2]
     for start in range(0, len(users), USERS_AT_ONCE):
-        part = histories.take(users[start : start + USERS_AT_ONCE])
-        total += _in_time(part, items, support, query) if in_time else _in_random_order(part, items, support)
-    return total
+        yield histories.take(users[start : start + USERS_AT_ONCE])
 
 
 def _in_random_order(histories: Interactions, items: int, support: int) -> TaskMoments:
@@ -117,26 +142,29 @@ def _in_random_order(histories: Interactions, items: int, support: int) -> TaskM
     return TaskMoments(support=_sparse(together), query=_sparse(apart))
 
 
-def _in_time(histories: Interactions, items: int, support: int, query: int) -> TaskMoments:
-    """Cut histories into tasks of ``support`` items and those that follow, of which there is at least one."""
+def _in_time(histories: Interactions, items: int, decay: float) -> TaskMoments:
     n = histories.lengths
-    s = np.minimum(support, n - 1)
-    tasks = np.maximum((n - 1) // s, 1)
-    owner = np.repeat(np.arange(len(n)), tasks)
-    number = np.arange(len(owner)) - np.repeat(np.cumsum(tasks) - tasks, tasks)
-    begin = histories.offsets[owner] + number * s[owner]
-    middle = begin + s[owner]
-    end = np.minimum(middle + query, histories.offsets[owner + 1])
-    x, y = (_slices(histories.items, starts, stops, items) for starts, stops in ((begin, middle), (middle, end)))
+    owner = np.repeat(np.arange(len(n)), n - 1)
+    first, beyond = histories.offsets[owner], histories.offsets[owner + 1]
+    latest = np.delete(np.arange(histories.offsets[-1]), histories.offsets[1:] - 1)  # of each task's support set
+    powers = np.power(decay, np.arange(1 + int(np.log(NEGLIGIBLE) / np.log(decay))), dtype=np.float64)
+    past = [(latest - k, latest - k >= first) for k in range(len(powers))]
+    future = [(latest + 1 + k, latest + 1 + k < beyond) for k in range(len(powers))]
+    x, y = (_discounted(histories.items, places, powers, items) for places in (past, future))
     return TaskMoments(support=_sparse(x.T @ x), query=_sparse(x.T @ y))
 
 
-def _slices(rows: NDArray[np.integer], starts: NDArray[np.int64], stops: NDArray[np.int64], items: int) -> sp.csr_array:
-    """Return a row of indicators for each slice of ``rows``."""
-    lengths = stops - starts
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    places = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
-    return _indicators(rows[places], offsets, items)
+def _discounted(
+    rows: NDArray[np.integer],
+    places: Sequence[tuple[NDArray[np.int64], NDArray[np.bool_]]],
+    powers: NDArray[np.float64],
+    items: int,
+) -> sp.csr_array:
+    """Return a row a task that holds a power at the item of each of its places; of a place, only where it exists."""
+    tasks = np.concatenate([np.flatnonzero(exists) for _, exists in places])
+    found = np.concatenate([rows[at[exists]] for at, exists in places])
+    values = np.repeat(powers, [int(exists.sum()) for _, exists in places])
+    return sp.csr_array(sp.coo_array((values, (tasks, found)), shape=(len(places[0][0]), items)))
 
 
 def _indicators(rows: NDArray[np.integer], offsets: NDArray[np.int64], items: int) -> sp.csr_array:
@@ -164,10 +192,14 @@ class TextWeights:
     text: Float[Tensor, "unknown text"]
 
     def predictions(
-        self, support: Int[Tensor, "users support"], mask: Bool[Tensor, "users support"]
+        self, support: Int[Tensor, "users support"], counted: Float[Tensor, "users support"]
     ) -> Float[Tensor, "users unknown"]:
-        """Return what is expected of the items that only their text is known of; as in ``TaskRegression``."""
-        counted = mask.to(self.coefficients.dtype)
+        """Return what is expected of the items that only their text is known of.
+
+        Args:
+            support: Catalogue positions of the support items.
+            counted: What each of them counts for.
+        """
         profile = torch.einsum("us,usd->ud", counted, self.coefficients[support])
         return (counted * self.intercept[support]).sum(dim=1, keepdim=True) + profile @ self.text.T
 
@@ -209,12 +241,14 @@ class TaskRegression:
         weights: How much, float32 [items, neighbours]; 0 where there are fewer.
         blends: What a prediction is multiplied by before it is added to a model's scores, by the size of the support
             set; between sizes linear, beyond them constant.
+        decay: What a support item counts for over the next later one, as in the tasks; 1: all count the same.
         by_text: What it says of items that only their text is known of; None: nothing.
     """
 
     neighbours: Int[Tensor, "items neighbours"]
     weights: Float[Tensor, "items neighbours"]
     blends: Mapping[int, float] = field(default_factory=lambda: {1: 1.0})
+    decay: float = 1.0
     by_text: TextWeights | None = None
 
     def predictions(
@@ -223,15 +257,18 @@ class TaskRegression:
         """Return x B, what is expected of every item to be in the query set; 0 for an empty support set.
 
         Args:
-            support: Catalogue positions of the support items; padding may be any.
+            support: Catalogue positions of the support items, oldest first where there is a decay; padding may be any.
             mask: Which of them count.
         """
-        rows = support.masked_fill(~mask, 0)
-        values = self.weights[rows] * mask[:, :, None]
+        rows, counted = support.masked_fill(~mask, 0), mask.to(self.weights.dtype)
+        if self.decay < 1:
+            later = counted.flip(1).cumsum(dim=1).flip(1) - counted
+            counted = counted * self.decay**later
+        values = self.weights[rows] * counted[:, :, None]
         scored = values.new_zeros(len(support), len(self.neighbours))
         scored.scatter_add_(1, self.neighbours[rows].flatten(1), values.flatten(1))
         if self.by_text is not None and len(self.by_text.positions):
-            scored[:, self.by_text.positions] += self.by_text.predictions(rows, mask)
+            scored[:, self.by_text.positions] += self.by_text.predictions(rows, counted)
         return scored
 
     def blended(
@@ -242,10 +279,10 @@ class TaskRegression:
 
     def to(self, device: torch.device) -> "TaskRegression":
         """Return the regression on ``device``."""
-        return TaskRegression(
+        return replace(
+            self,
             neighbours=self.neighbours.to(device),
             weights=self.weights.to(device),
-            blends=self.blends,
             by_text=None if self.by_text is None else self.by_text.to(device),
         )
 
@@ -273,7 +310,7 @@ class TaskRegression:
         neighbours[here] = moved.clamp(min=0)[there]
         weights[here] = (self.weights * known)[there]
         by_text = None if self.by_text is None else self.by_text.transferred(items, here, there, text)
-        return TaskRegression(neighbours=neighbours, weights=weights, blends=self.blends, by_text=by_text)
+        return replace(self, neighbours=neighbours, weights=weights, by_text=by_text)
 
 
 def fit_task_regression(
@@ -282,6 +319,7 @@ def fit_task_regression(
     target: Target,
     penalty: float,
     neighbours: int,
+    decay: float = 1.0,
     most_items: int | None = None,
     text: Float[Tensor, "items text"] | None = None,
 ) -> TaskRegression:
@@ -295,6 +333,7 @@ def fit_task_regression(
             set; no item speaks for itself then.
         penalty: Of the squared weights, over the mean diagonal of S.
         neighbours: Weights kept of each support item, the largest in size.
+        decay: That of the moments; 1: those of tasks in random order.
         most_items: Items that are solved for at most, those in most support sets; the others have no weights.
         text: Text vectors of the items, from which weights of items that training does not know are predicted; None:
             such items get none.
@@ -324,6 +363,7 @@ def fit_task_regression(
     found = TaskRegression(
         neighbours=strongest,
         weights=B.gather(1, strongest),
+        decay=decay,
         by_text=None if text is None else _fit_text_weights(B, text[torch.from_numpy(solved)]),
     )
     return found if len(solved) == items else found.transferred(items, torch.from_numpy(solved), torch.arange(len(B)))

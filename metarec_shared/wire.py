@@ -147,7 +147,11 @@ def pack_request(
 def _pack_additions(additions: Additions, content: RecordDict) -> None:
     content["blends"] = pack_parameters({"blends": additions.blends})
     for place, regression in enumerate(additions.regressions):
-        arrays = {"neighbours": regression.neighbours.to(torch.int32), "weights": regression.weights}
+        arrays = {
+            "neighbours": regression.neighbours.to(torch.int32),
+            "weights": regression.weights,
+            "decay": torch.tensor([regression.decay], dtype=torch.float64),
+        }
         content[f"regression {place}"] = pack_parameters(arrays)
     if additions.sharpness is not None:
         content["text-kernel"] = ConfigRecord({"sharpness": additions.sharpness})
@@ -284,7 +288,10 @@ def _regression(content: RecordDict, name: str, items: int) -> TaskRegression:
         raise WireError(f"neighbours and weights of a task regression must be [{items}, any], got {got}")
     if ((neighbours < 0) | (neighbours >= items)).any() or not weights.isfinite().all():
         raise WireError(f"a task regression must have neighbours from 0 to {items - 1} and finite weights")
-    return TaskRegression(neighbours=neighbours.long(), weights=weights)
+    decay = arrays.get("decay")
+    if decay is None or decay.dtype != torch.float64 or decay.shape != (1,) or not 0 < float(decay) <= 1:
+        raise WireError("a task regression must have a decay above 0, up to 1")
+    return TaskRegression(neighbours=neighbours.long(), weights=weights, decay=float(decay))
 
 
 def _start_prior(content: RecordDict, items: int) -> StartPrior:

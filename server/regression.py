@@ -188,6 +188,7 @@ class _Fitter:
                 target="both" if order == "random" else "query",
                 penalty=penalty,
                 neighbours=sizes.neighbours,
+                decay=sizes.decay if order == "time" else 1.0,
                 most_items=sizes.most_items,
                 text=self._text if sizes.by_text else None,
             )

@@ -19,7 +19,13 @@ from metarec_shared.interactions import Interactions, starts
 from metarec_shared.randomness import uniforms, user_keys
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_item_features, load_training_dataset
-from metarec_shared.task_regression import TaskMoments, TaskRegression, fit_task_regression, task_moments
+from metarec_shared.task_regression import (
+    TaskMoments,
+    TaskRegression,
+    discounted_moments,
+    fit_task_regression,
+    task_moments,
+)
 from metarec_shared.tasks import Order, Task, TaskBatch, feedback_levels
 from server.regression import ways_to_blend
 from simulations.evaluation.derived import role_shares, settings_with_data
@@ -222,10 +228,10 @@ class LeaveOneOutTrial(RankingTrial):
         """Return task regressions on all training parts, as a server fits them to its nodes' sums, by ``PENALTIES``."""
         settings, train, items = self.problem.settings, self.problem.train, len(self.problem.text)
         whole = int(train.lengths.max())  # all but one: whole histories are known at the test
-        sizes, query = settings.regression, settings.evaluation.query
+        sizes = settings.regression
         moments: dict[Order, TaskMoments] = {
             "random": task_moments(train, items, support=whole),
-            "time": task_moments(train, items, support=settings.tasks.support, query=query, in_time=True),
+            "time": discounted_moments(train, items, decay=sizes.decay),
         }
         return {
             order: [
@@ -234,6 +240,7 @@ class LeaveOneOutTrial(RankingTrial):
                     target="both" if order == "random" else "query",
                     penalty=sizes.penalty * multiple,
                     neighbours=max(sizes.neighbours, NEIGHBOURS),
+                    decay=sizes.decay if order == "time" else 1.0,
                     most_items=sizes.most_items,
                 )
                 for multiple in PENALTIES[order]

@@ -40,13 +40,13 @@ def test_the_command_compares_and_keeps_what_it_ran(tmp_path: Path, monkeypatch:
     app = typer.Typer()
     app.command()(ablation.main)
     values = [part for key, value in SMALL_RUN.items() for part in ("--set", f"{key}={value}")]
-    arguments = ["--data", "", "--seeds", "0,1", "--only", "1 step", "--out", str(tmp_path / "runs")]
+    arguments = ["--data", "", "--seeds", "0,1", "--only", "3 steps", "--out", str(tmp_path / "runs")]
     arguments += ["--json", str(tmp_path / "figures.json"), *values]
     first = CliRunner().invoke(app, arguments)
     assert first.exit_code == 0, first.output
     figures = json.loads((tmp_path / "figures.json").read_text())
     base, changed = figures["rows"]
-    assert (base["choice"], changed["choice"]) == (BASE, "1 step")
+    assert (base["choice"], changed["choice"]) == (BASE, "3 steps")
     assert base["validation random_percent"] == 0.0
     assert set(base) == set(changed)
     runs = [tmp_path / "runs" / name / f"seed-{seed}" for name in (BASE, "1-step") for seed in (0, 1)]

@@ -23,7 +23,13 @@ from metarec_shared.settings import Settings
 from metarec_shared.sources import load_training_dataset
 from metarec_shared.split import Role
 from metarec_shared.start_prior import StartPrior
-from metarec_shared.task_regression import TaskMoments, TaskRegression, fit_task_regression, task_moments
+from metarec_shared.task_regression import (
+    TaskMoments,
+    TaskRegression,
+    discounted_moments,
+    fit_task_regression,
+    task_moments,
+)
 from metarec_shared.tasks import Order
 from metarec_shared.text_kernel import TextKernel
 from server.regression import BLENDS, PENALTIES, START_BLENDS, read_blends, ways_to_blend
@@ -44,14 +50,16 @@ def run(tmp_path: Path, **values: Any) -> tuple[Settings, Path]:
 def fitted(settings: Settings, folder: Path, order: Order) -> list[TaskRegression]:
     """Return the regressions of a run, one a penalty, whose blends are still to be chosen."""
     population, items, in_time = load_population(settings), len(load_checkpoint(folder).text), order == "time"
-    found = task_moments(
-        population.interactions, items, users=population.users(Role.TRAINING), support=settings.tasks.support,
-        query=settings.evaluation.query, in_time=in_time,
-    )  # fmt: skip
+    histories, users = population.interactions, population.users(Role.TRAINING)
+    decay = settings.regression.decay if in_time else 1.0
+    if in_time:
+        found = discounted_moments(histories, items, users=users, decay=decay)
+    else:
+        found = task_moments(histories, items, users=users, support=settings.tasks.support)
     return [
         fit_task_regression(
             found, target="query" if in_time else "both", penalty=settings.regression.penalty * multiple,
-            neighbours=settings.regression.neighbours,
+            neighbours=settings.regression.neighbours, decay=decay,
         )
         for multiple in PENALTIES[order]
     ]  # fmt: skip
@@ -253,7 +261,7 @@ def test_a_checkpoint_keeps_its_regressions_and_one_of_an_earlier_format_has_non
         for kept, regression in zip(after.regressions[order], found, strict=True):
             assert torch.equal(kept.neighbours, regression.neighbours)
             assert torch.equal(kept.weights, regression.weights)
-            assert kept.blends == regression.blends
+            assert (kept.blends, kept.decay) == (regression.blends, regression.decay)
     assert before.text_blends
     assert after.text_blends == before.text_blends
     assert before.start_prior is not None
@@ -405,6 +413,7 @@ def test_additions_travel() -> None:
     for one, other in zip(found.regressions, sent.regressions, strict=True):
         assert torch.equal(one.neighbours, other.neighbours)
         assert torch.equal(one.weights, other.weights)
+        assert one.decay == other.decay
     assert found.start_prior.sizes == sent.start_prior.sizes
     assert torch.equal(found.start_prior.logs, sent.start_prior.logs)
     assert wire.request_additions(wire.pack_request(a_request()), 3) is None
@@ -427,6 +436,16 @@ def test_blends_that_are_none_are_refused(blends: torch.Tensor) -> None:
         wire.request_additions(content, 3)
     content["blends"] = ArrayRecord()
     with pytest.raises(WireError, match="got none"):
+        wire.request_additions(content, 3)
+
+
+@pytest.mark.parametrize("decay", [torch.zeros(1, dtype=torch.float64), torch.ones(1), torch.tensor([torch.nan])])
+def test_a_decay_that_is_none_is_refused(decay: torch.Tensor) -> None:
+    content = wire.pack_request(a_request(), None, additions())
+    content["regression 1"] = wire.pack_parameters(
+        {"neighbours": torch.zeros(3, 1, dtype=torch.int32), "weights": torch.ones(3, 1), "decay": decay}
+    )
+    with pytest.raises(WireError, match="decay above 0"):
         wire.request_additions(content, 3)
 
 

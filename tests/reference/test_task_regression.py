@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
 from metarec_shared.interactions import Interactions, starts
-from metarec_shared.task_regression import TaskMoments, TaskRegression, fit_task_regression, task_moments
+from metarec_shared.task_regression import (
+    NEGLIGIBLE,
+    TaskMoments,
+    TaskRegression,
+    discounted_moments,
+    fit_task_regression,
+    task_moments,
+)
 from metarec_shared.text_ridge import fit_text_ridge
 from simulations.baselines.baseline import co_occurrences
 from simulations.baselines.ease import fit_ease
@@ -60,11 +67,36 @@ def test_moments_in_random_order_are_the_mean_over_all_orders(items: list[list[i
     np.testing.assert_allclose(found.query.toarray(), Q, atol=1e-6)
 
 
-def test_moments_in_time_order_cut_a_history_into_tasks() -> None:
-    found = task_moments(histories([0, 1, 2, 3, 4, 5], [6, 0]), ITEMS, support=2, query=2, in_time=True)
-    tasks = [([0, 1], [2, 3]), ([2, 3], [4, 5]), ([6], [0])]
-    np.testing.assert_array_equal(found.support.toarray(), sum(np.outer(indicator(x), indicator(x)) for x, _ in tasks))
-    np.testing.assert_array_equal(found.query.toarray(), sum(np.outer(indicator(x), indicator(y)) for x, y in tasks))
+def discounted(items: list[int], decay: float) -> NDArray[np.float64]:
+    """Return powers of the decay at items, the nearest first, those that count for something."""
+    found = np.zeros(ITEMS)
+    for power, item in zip((decay**k for k in range(len(items))), items, strict=True):
+        found[item] += power if power >= NEGLIGIBLE else 0.0
+    return found
+
+
+@given(
+    st.lists(st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=7, unique=True), min_size=1, max_size=4),
+    st.sampled_from([0.2, 0.5, 0.9]),
+)
+@settings(max_examples=40, deadline=None)
+def test_moments_in_time_order_are_of_discounted_pasts_and_futures(items: list[list[int]], decay: float) -> None:
+    S, Q = np.zeros((ITEMS, ITEMS)), np.zeros((ITEMS, ITEMS))
+    for history in items:
+        for place in range(1, len(history)):
+            x, y = discounted(history[:place][::-1], decay), discounted(history[place:], decay)
+            S, Q = S + np.outer(x, x), Q + np.outer(x, y)
+    found = discounted_moments(histories(*items), ITEMS, decay=decay)
+    np.testing.assert_allclose(found.support.toarray(), S, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.query.toarray(), Q, rtol=1e-5, atol=1e-6)
+
+
+def test_later_support_items_say_more() -> None:
+    found = TaskRegression(neighbours=torch.arange(ITEMS)[:, None], weights=torch.ones(ITEMS, 1), decay=0.5)
+    support, mask = torch.tensor([[4, 2, 0, 6]]), torch.tensor([[True, True, False, True]])
+    expected = torch.zeros(1, ITEMS).index_put((torch.tensor([0]), torch.tensor([4])), torch.tensor(0.25))
+    expected[0, 2], expected[0, 6] = 0.5, 1.0
+    torch.testing.assert_close(found.predictions(support, mask), expected)
 
 
 def test_moments_are_sums_over_users(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +107,9 @@ def test_moments_are_sums_over_users(monkeypatch: pytest.MonkeyPatch) -> None:
         parts += task_moments(everyone, ITEMS, users=np.array([user]), support=2)
     np.testing.assert_allclose(parts.support.toarray(), whole.support.toarray(), atol=1e-6)
     np.testing.assert_allclose(parts.query.toarray(), whole.query.toarray(), atol=1e-6)
+    in_time = discounted_moments(everyone, ITEMS, decay=0.8).query.toarray()
     monkeypatch.setattr("metarec_shared.task_regression.USERS_AT_ONCE", 1)
+    np.testing.assert_allclose(discounted_moments(everyone, ITEMS, decay=0.8).query.toarray(), in_time, atol=1e-6)
     np.testing.assert_allclose(
         task_moments(everyone, ITEMS, support=2).query.toarray(), whole.query.toarray(), atol=1e-6
     )
@@ -104,15 +138,15 @@ def weights_of(regression: TaskRegression) -> NDArray[np.float32]:
 
 
 def test_weights_are_those_of_ridge_regression_on_all_other_items() -> None:
-    everyone, x, y = drawn_tasks(0)
-    moments = task_moments(everyone, ITEMS, support=2, query=2, in_time=True)  # a history of four is one task
+    _, x, y = drawn_tasks(0)
+    moments = TaskMoments(support=sp.csr_array(x.T @ x), query=sp.csr_array(x.T @ y))
     found = fit_task_regression(moments, penalty=0.3, target="both", neighbours=ITEMS)
     np.testing.assert_allclose(weights_of(found), without_itself(x, x + y, 0.3), atol=1e-5)
 
 
 def test_weights_for_the_query_set_alone_are_those_of_ridge_regression() -> None:
-    everyone, x, y = drawn_tasks(0)
-    moments = task_moments(everyone, ITEMS, support=2, query=2, in_time=True)
+    _, x, y = drawn_tasks(0)
+    moments = TaskMoments(support=sp.csr_array(x.T @ x), query=sp.csr_array(x.T @ y))
     expected = Ridge(alpha=0.3 * np.diag(x.T @ x).mean(), fit_intercept=False).fit(x, y).coef_.T
     found = fit_task_regression(moments, target="query", penalty=0.3, neighbours=ITEMS)
     np.testing.assert_allclose(weights_of(found), expected, atol=1e-5)
