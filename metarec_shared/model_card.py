@@ -146,7 +146,8 @@ def _inner_loop(adaptation: Mapping[str, Any]) -> str:
         return ""
     if adaptation["steps"] == 0:
         return "off"
-    return f"{adaptation['steps']} steps on {adaptation.get('parameters')}, {adaptation.get('method')}"
+    steps = f"{adaptation['steps']} step{'' if adaptation['steps'] == 1 else 's'}"
+    return f"{steps} on {adaptation.get('parameters')}, {adaptation.get('method')}"
 
 
 def _evaluation(result: Mapping[str, Any]) -> str:

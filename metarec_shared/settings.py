@@ -440,7 +440,6 @@ PRIVATE_DEFAULTS: Mapping[str, Scalar] = {
     "tasks.time-share": 0.0,
     "tasks.vary-support": 0.0,
     "model.order-aware": False,
-    "adaptation.steps": 3,
 }
 """What a simulation with privacy changes of the defaults; chosen on public data (docs/privacy.md)."""
 

@@ -49,7 +49,7 @@ def test_the_command_compares_and_keeps_what_it_ran(tmp_path: Path, monkeypatch:
     assert (base["choice"], changed["choice"]) == (BASE, "3 steps")
     assert base["validation random_percent"] == 0.0
     assert set(base) == set(changed)
-    runs = [tmp_path / "runs" / name / f"seed-{seed}" for name in (BASE, "1-step") for seed in (0, 1)]
+    runs = [tmp_path / "runs" / name / f"seed-{seed}" for name in (BASE, "3-steps") for seed in (0, 1)]
     values_of = [json.loads((run / ablation.FIGURES_FILE).read_text()) for run in runs]
     gains = [100 * (b["test time"] / a["test time"] - 1) for a, b in zip(values_of[:2], values_of[2:], strict=True)]
     assert changed["test time_percent"] == pytest.approx(sum(gains) / 2)

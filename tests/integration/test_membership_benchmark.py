@@ -111,7 +111,9 @@ def test_a_reply_is_projected_on_what_each_user_would_have_added() -> None:
 
 
 def test_without_noise_members_are_told_apart_from_others() -> None:
-    settings, histories = run_of(privacy__epsilon=math.inf, privacy__sampling_rate=1.0, federation__rounds=12)
+    settings, histories = run_of(
+        privacy__epsilon=math.inf, privacy__sampling_rate=1.0, federation__rounds=12, adaptation__steps=3
+    )
     found = attacked_run.attack_run(settings, histories, 60)
     assert found["noise"] == 0
     assert max(found["every_statistic"]["user"].values()) > 0.6

@@ -45,7 +45,7 @@ from tests.small import SMALL_RUN, small_settings
 SPACE = """
 "outer.learning-rate" = { low = 1e-4, high = 0.1, log = true }
 "tasks.id-dropout" = { low = 0.0, high = 0.6 }
-"adaptation.steps" = { choices = [2, 3] }
+"adaptation.steps" = { choices = [1, 2] }
 """
 QUICK = {
     "run__trackers": "",
@@ -130,7 +130,7 @@ def test_a_trials_value_is_the_validation_metric_that_selected_its_checkpoint(tm
 def test_the_first_trial_is_the_settings_as_they_are(tmp_path: Path, plan: Plan) -> None:
     tune(replace(plan, sampler=Sampler.TPE), tmp_path / "study", quiet)
     first, second = opened(tmp_path / "study").trials
-    assert first.params == {"outer.learning-rate": 0.004, "tasks.id-dropout": 0.2, "adaptation.steps": 3}
+    assert first.params == {"outer.learning-rate": 0.004, "tasks.id-dropout": 0.2, "adaptation.steps": 1}
     assert second.params != first.params
 
 

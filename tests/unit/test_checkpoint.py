@@ -23,6 +23,7 @@ from metarec_shared.errors import CheckpointError
 from metarec_shared.files import write_atomically
 from metarec_shared.model import BertRecommender
 from metarec_shared.settings import AdaptationSettings, ModelSettings, Settings
+from metarec_shared.start_prior import StartPrior
 from metarec_shared.task_regression import TaskRegression, TextWeights
 from metarec_shared.tasks import TaskBatch
 from tests.small import ITEMS, SMALL_MODEL, TEXT, small_model, small_tasks
@@ -159,6 +160,19 @@ def test_regressions_keep_what_they_say_of_text_and_earlier_ones_said_nothing(tm
         assert not silent.predictions(support, mask)[0, ITEMS:].any()
 
 
+def test_what_is_added_beside_regressions_is_kept(tmp_path: Path) -> None:
+    prior = StartPrior(sizes=(1, 4), logs=torch.randn(2, ITEMS), blends=(0.5, 0.0))
+    now = replace(a_checkpoint(), start_prior=prior, text_blends={"time": {1: 2.0, 4: 0.0}})
+    save_checkpoint(now, tmp_path)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.start_prior is not None
+    assert torch.equal(loaded.start_prior.logs, prior.logs)
+    assert (loaded.start_prior.sizes, loaded.start_prior.blends) == (prior.sizes, prior.blends)
+    assert loaded.text_blends == now.text_blends
+    assert loaded.has_additions
+    assert not a_checkpoint().has_additions
+
+
 @pytest.mark.parametrize(("written", "blends"), [(4, {"1": 2.0, "5": 4.0}), (2, 2.0)])
 def test_the_one_regression_of_an_earlier_checkpoint_is_read(tmp_path: Path, written: int, blends: Any) -> None:
     now = TaskRegression(neighbours=torch.arange(ITEMS)[:, None], weights=torch.ones(ITEMS, 1), blends={1: 2.0, 5: 4.0})
@@ -208,7 +222,7 @@ def test_a_checkpoint_of_format_1_is_read_as_what_it_was(tmp_path: Path) -> None
 def test_a_checkpoint_whose_meta_learner_was_two_settings_is_read(
     order: str, learned: bool, method: str, tmp_path: Path
 ) -> None:
-    inner = AdaptationSettings(method=method, evidence=False)  # type: ignore[arg-type]
+    inner = AdaptationSettings(method=method, steps=3, evidence=False)  # type: ignore[arg-type]
     now = a_checkpoint_of(SMALL_MODEL, inner)
     save_checkpoint(now, tmp_path)
     tensors, description = load_tensors(tmp_path / MODEL_FILE)

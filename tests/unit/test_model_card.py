@@ -108,7 +108,7 @@ def test_a_data_sets_name_is_neither_markdown_nor_html_nor_yaml():
 
 def test_the_inner_loop_is_described_as_set():
     off = _SETTINGS | {"adaptation": {"steps": 0}}
-    assert "Inner loop: 3 steps on user-vector, meta-sgd" in model_card({}, _SETTINGS)
+    assert "Inner loop: 1 step on user-vector, meta-sgd" in model_card({}, _SETTINGS)
     assert "Inner loop: off" in model_card({}, off)
 
 
