@@ -17,7 +17,7 @@ def moments_of(learner: Learner, nodes: Nodes, request: MomentsRequest) -> Momen
     """
     if nodes.guard is not None:
         raise Refusal("second moments of users' tasks are not noised, so they are not released")
-    items, histories, sizes = len(learner.model.text), nodes.population.interactions, learner.settings
+    items, histories, sizes = learner.items, nodes.population.interactions, learner.settings
     in_time = request.order == "time"
     users = nodes.users[nodes.users_in(Role.TRAINING)]
     if in_time and not histories.has_time:

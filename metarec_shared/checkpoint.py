@@ -40,12 +40,13 @@ _BEFORE: dict[int, dict[str, Scalar]] = {
         "tasks.time-share": 0.0,
         "adaptation.evidence": False,
         "regression.text-kernel": 0.0,
+        "regression.text-blend": False,
     },
-    2: {"adaptation.evidence": False, "regression.text-kernel": 0.0},
-    3: {"regression.text-kernel": 0.0},
-    4: {},
+    2: {"adaptation.evidence": False, "regression.text-kernel": 0.0, "regression.text-blend": False},
+    3: {"regression.text-kernel": 0.0, "regression.text-blend": False},
+    4: {"regression.text-blend": False},
 }
-"""What earlier formats could not do, so that their settings do not say it."""
+"""What earlier formats could not do, so that their settings do not say it; their regressions have no decay."""
 _STATES_BEFORE = 2
 """State tokens up to format 2."""
 _STATES = "encoder.embeddings.word_embeddings.weight"

@@ -206,7 +206,11 @@ class RegressionSettings:
 
     enabled: bool = setting(True, "fit it after meta-training, on second moments of all meta-training users' tasks")
     support: int = setting(0, "support items of its tasks in random order, at most; 0: tasks.support", low=0)
-    penalty: float = setting(0.5, "of its squared weights, over the mean diagonal of the moments", low=1e-6)
+    penalty: float = setting(
+        0.5,
+        "of its squared weights, over the mean diagonal of the moments; multiples are tried in random order",
+        low=1e-6,
+    )
     decay: float = setting(
         0.8, "in time order: what an interaction counts for over one that is nearer by one", low=0.01, high=0.95
     )
@@ -214,9 +218,9 @@ class RegressionSettings:
     most_items: int = setting(8192, "items it is solved for at most, the most frequent ones", low=1)
     by_text: bool = setting(True, "predict from their text the weights of items that training does not know")
     text_kernel: float = setting(
-        32.0, "what support items that training does not know count for items of like text; 0: nothing", low=0
+        32.0, "what support items that training does not know count for items of like text, at least", low=0
     )
-    text_kernel_sharpness: float = setting(8.0, "of that likeness, exp(sharpness (cosine - 1))", low=0)
+    text_kernel_sharpness: float = setting(8.0, "of that likeness, exp(sharpness (cosine - 1))", low=0, high=1e4)
     text_blend: bool = setting(
         True, "let support items speak for items of like text, known or not, as much as validation users choose"
     )

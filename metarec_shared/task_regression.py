@@ -58,8 +58,8 @@ from metarec_shared.text_ridge import fit_text_ridge
 
 Target = Literal["query", "both"]
 
-USERS_AT_ONCE = 1024
-"""Users whose moments are added up together; memory grows with it."""
+INTERACTIONS_AT_ONCE = 2**17
+"""Interactions whose moments are added up together, about; memory grows with it, times a dozen in time order."""
 
 NEGLIGIBLE = 0.05
 """Weight below which an interaction is left out of a task in time order, so that a task holds some dozen."""
@@ -125,8 +125,10 @@ def _parts(histories: Interactions, users: NDArray[np.int64] | None) -> Iterator
     """Yield the histories that hold a task, of some users after the other."""
     lengths = histories.lengths
     users = np.flatnonzero(lengths >= 2) if users is None else users[lengths[users] >= 2]
-    for start in range(0, len(users), USERS_AT_ONCE):
-        yield histories.take(users[start : start + USERS_AT_ONCE])
+    part = (np.cumsum(lengths[users]) - lengths[users]) // INTERACTIONS_AT_ONCE  # which its first interaction falls in
+    for some in np.split(users, np.flatnonzero(np.diff(part)) + 1):
+        if len(some):
+            yield histories.take(some)
 
 
 def _in_random_order(histories: Interactions, items: int, support: int) -> TaskMoments:

@@ -33,7 +33,7 @@ class TaskBatch(Batch):
     """Padded tasks of many users.
 
     Attributes:
-        support: Catalogue positions the user is adapted on; padding is 0.
+        support: Catalogue positions the user is adapted on; oldest first where they are in time; padding is 0.
         support_mask: Which of them are real.
         feedback: Level of each support item's rating, 1..FEEDBACK_LEVELS, 0 where there is none.
         query: Catalogue positions the adapted model is judged by; padding is 0.

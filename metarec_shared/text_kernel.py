@@ -81,15 +81,16 @@ class TextKernel:
             support: Catalogue positions of the support items; padding may be any.
             mask: Which of them count.
         """
-        return self._sum(support, mask.to(self.vectors))
+        return self._sum(support.masked_fill(~mask, 0), mask.to(self.vectors))
 
     def blended(self, tasks: TaskBatch) -> Float[Tensor, "users items"]:
         """Return what is added to a model's scores."""
-        counted = self.least[tasks.support]
+        support = tasks.support.masked_fill(~tasks.support_mask, 0)
+        counted = self.least[support]
         for order, blends in self.blends.items():
             of_size = blend_of_size(blends, tasks.support_mask.sum(dim=1)) * tasks.in_order(order)
             counted = torch.maximum(counted, of_size[:, None])
-        return self._sum(tasks.support, counted * tasks.support_mask)
+        return self._sum(support, counted * tasks.support_mask)
 
     def to(self, device: torch.device) -> "TextKernel":
         """Return the kernel on ``device``."""
@@ -103,5 +104,5 @@ class TextKernel:
             if not weight.any():
                 continue
             cosines = self.vectors[items] @ self.vectors.T
-            total += (self.sharpness * (cosines - 1)).exp_() * weight[:, None]
+            total += (self.sharpness * (cosines - 1).clamp_(max=0)).exp_() * weight[:, None]
         return total

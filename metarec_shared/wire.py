@@ -1,7 +1,8 @@
 """Flower records for everything in ``exchange``; what comes in is checked before anybody uses it.
 
 Content of a message: a ConfigRecord "request" down, records "arrays" (an ArrayRecord) and "numbers" (a MetricRecord)
-up, "parameters" (an ArrayRecord) where parameters travel.
+up, "parameters" (an ArrayRecord) where parameters travel. What is added to scores comes as "blends" and "regression N"
+(ArrayRecords), "text-kernel" (a ConfigRecord) and "start-prior" (an ArrayRecord).
 """
 
 import math
@@ -57,7 +58,9 @@ _LARGEST_RATING = 1e6
 """A scale beyond it would overflow where ratings are read on it, for some users and not for others."""
 
 _MOST_BLENDS = 256
+_LARGEST_BLEND = 1e9
 _MOST_REGRESSIONS = 16
+_SHARPEST = 1e4
 _MOST_SIZES = 64
 _LARGEST_SUPPORT = 2**20
 
@@ -254,6 +257,9 @@ def request_additions(content: RecordDict, items: int) -> Additions | None:
         WireError: Something is not over ``items`` items, or blends are not a finite number for every part.
     """
     if "blends" not in content:
+        parts_alone = [name for name in content if name.startswith(("regression ", "text-kernel", "start-prior"))]
+        if parts_alone:
+            raise WireError(f"what is added must come with blends, got {', '.join(sorted(parts_alone))} alone")
         return None
     blends = unpack_parameters(_record(content, "blends", ArrayRecord)).get("blends")
     names = [name for name in (f"regression {place}" for place in range(_MOST_REGRESSIONS)) if name in content]
@@ -261,8 +267,10 @@ def request_additions(content: RecordDict, items: int) -> Additions | None:
     if blends is None or blends.dtype != torch.float32 or blends.dim() != 2 or blends.shape[1] != parts:
         got = "none" if blends is None else f"{blends.dtype} {tuple(blends.shape)}"
         raise WireError(f"blends must be float32, [ways, {parts}], got {got}")
-    if not 1 <= len(blends) <= _MOST_BLENDS or not blends.isfinite().all():
-        raise WireError(f"blends must be finite, in 1 to {_MOST_BLENDS} ways, got {len(blends)}")
+    if not 1 <= len(blends) <= _MOST_BLENDS or not (blends.abs() <= _LARGEST_BLEND).all():
+        raise WireError(
+            f"blends must be numbers of at most {_LARGEST_BLEND:g}, in 1 to {_MOST_BLENDS} ways, got {len(blends)}"
+        )
     return Additions(
         regressions=[_regression(content, name, items) for name in names],
         blends=blends,
@@ -273,8 +281,8 @@ def request_additions(content: RecordDict, items: int) -> Additions | None:
 
 def _sharpness(content: RecordDict) -> float:
     sharpness = dict(_record(content, "text-kernel", ConfigRecord)).get("sharpness")
-    if type(sharpness) is not float or not 0 <= sharpness < np.inf:
-        raise WireError(f"the sharpness of a text kernel must be a finite number from 0, got {sharpness!r}")
+    if type(sharpness) is not float or not 0 <= sharpness <= _SHARPEST:
+        raise WireError(f"the sharpness of a text kernel must be a number from 0 to {_SHARPEST:g}, got {sharpness!r}")
     return sharpness
 
 

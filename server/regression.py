@@ -4,7 +4,7 @@ The last step of a run. Nodes add up second moments of their meta-training users
 histories are read. The server solves for the weights, with more than one penalty in random order, and asks the nodes of
 validation users how well the model ranks with the regressions' predictions added: for each size of support sets the
 best penalty and blend are kept, and nothing if nothing is better without.
-What it says of items that only their text is known of is solved here too, from the same moments.
+What regressions say of items that only their text is known of is solved here too, from the same moments.
 
 Two more things are blended in beside the regression in the same way, one after the other: likeness of text to the
 support items (``text_kernel``), and in time order the prior of the start, for which nodes count what follows users'
@@ -104,7 +104,10 @@ def add_task_regressions(grid: Grid, settings: Settings, roster: Roster, folder:
 
 
 def read_blends(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Return, by order and by support items, what is added with which blend, and validation nDCG with and without."""
+    """Return, by order and by support items, what is added with which blend, and validation nDCG with and without.
+
+    The penalty is that of the regression that is blended in; where its blend is 0 it means nothing.
+    """
     path = folder / BLENDS_FILE
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
@@ -214,7 +217,9 @@ class _Fitter:
             "validation": values[best],
             "without": values[0],
         }
-        kept = Additions(regressions=[regressions[place]], blends=ways[best : best + 1, place : place + 1])
+        kept = Additions(regressions=[], blends=torch.zeros(1, 0))
+        if figures["blend"]:
+            kept = Additions(regressions=[regressions[place]], blends=ways[best : best + 1, place : place + 1])
         parts: list[tuple[str, dict[str, Any], Sequence[float]]] = []
         if sizes.text_blend:
             parts.append(("text_blend", {"sharpness": sizes.text_kernel_sharpness}, BLENDS))
@@ -224,9 +229,12 @@ class _Fitter:
             beside = [[*kept.blends[0].tolist(), blend] for blend in grid]
             asked = replace(kept, **part, blends=torch.tensor(beside))
             values = self._judged(order, support, asked)
+            if not values:  # the nodes that could judge failed meanwhile
+                continue
             best = int(np.argmax(values))
-            kept = replace(asked, blends=asked.blends[best : best + 1])
             figures |= {name: grid[best], "validation": values[best]}
+            if grid[best]:
+                kept = replace(asked, blends=asked.blends[best : best + 1])
         logger.info(
             "task regression, %s order, %d support items: validation nDCG@%d %.4f, %.4f without",
             order, support, self._settings.evaluation.k, figures["validation"], figures["without"],
@@ -287,10 +295,10 @@ class _Fitter:
         return tally, deliver(self._grid, asked, self._settings.federation.round_timeout)
 
 
-def ways_to_blend(penalties: Sequence[float]) -> Float[Tensor, "ways regressions"]:
-    """Return the blends of regressions with these penalties that are tried: none, or one regression with one of them.
+def ways_to_blend(multiples: Sequence[float]) -> Float[Tensor, "ways regressions"]:
+    """Return the blends that are tried of regressions whose penalties are ``multiples`` of one: none, or one of one.
 
     Weights shrink as penalties grow, so blends grow with these.
     """
-    one_each = [blend * torch.diag(torch.tensor(penalties)) for blend in BLENDS[1:]]
-    return torch.cat([torch.zeros(1, len(penalties)), *one_each])
+    one_each = [blend * torch.diag(torch.tensor(multiples)) for blend in BLENDS[1:]]
+    return torch.cat([torch.zeros(1, len(multiples)), *one_each])

@@ -204,14 +204,15 @@ class LeaveOneOutTrial(RankingTrial):
         score, fits = model_scorer(model, adapt=True), self.regressions()
         regressions = [regression for found in fits.values() for regression in found]
 
-        def parts(batch: TaskBatch) -> tuple[Tensor, list[Tensor]]:
-            return score(self.read(batch)), [one.predictions(batch.support, batch.support_mask) for one in regressions]
+        def parts(batch: TaskBatch, some: Sequence[TaskRegression]) -> tuple[Tensor, list[Tensor]]:
+            return score(self.read(batch)), [one.predictions(batch.support, batch.support_mask) for one in some]
 
         def scorer(blends: Sequence[float]) -> Scorer:
-            return lambda batch: with_added(*parts(batch), blends)
+            some = [one for one, blend in zip(regressions, blends, strict=True) if blend]
+            return lambda batch: with_added(*parts(batch, some), [blend for blend in blends if blend])
 
         with torch.no_grad():  # both cells have their tasks in common
-            known = [parts(batch) for batch in self.problem.cells[0].validation.batches]
+            known = [parts(batch, regressions) for batch in self.problem.cells[0].validation.batches]
         scorers: dict[str, Scorer] = {}
         for cell in self.problem.cells:
 

@@ -22,6 +22,7 @@ from simulations.baselines.ials import tune_ials
 from simulations.baselines.item_knn import tune_item_knn
 from simulations.baselines.popularity import fit_popularity
 from simulations.baselines.reconstruction import Reconstruction, ReconstructionSettings, fit_reconstruction
+from simulations.baselines.sequential_rules import tune_sequential_rules
 from simulations.evaluation.negatives import training_negatives
 from simulations.evaluation.protocol import CHANCE, OURS, Method
 from simulations.evaluation.ranking import TARGET, Fit, RankingTrial, Scorers
@@ -29,6 +30,7 @@ from simulations.protocols import EASE_REGULARIZATION, KNN_NEIGHBOURS, KNN_SHRIN
 from simulations.protocols import text_knn as text_knn_scorer
 
 SITES = 10
+RULE_WINDOWS = (1, 2, 3, 5, 10, 20)
 IALS_FACTORS = 64
 IALS_REGULARIZATION = (1.0, 10.0, 100.0)
 IALS_CONFIDENCE = (3.0, 10.0)
@@ -67,6 +69,12 @@ def item_knn(trial: RankingTrial) -> Scorers:
 def ease(trial: RankingTrial) -> Scorers:
     """Fit and tune EASE."""
     return trial.by_cell(tune_ease(trial.gram, EASE_REGULARIZATION, trial.validations()))
+
+
+def sequential_rules(trial: RankingTrial) -> Scorers:
+    """Fit and tune sequential rules."""
+    problem = trial.problem
+    return trial.by_cell(tune_sequential_rules(problem.train, len(problem.text), RULE_WINDOWS, trial.validations()))
 
 
 def ials(trial: RankingTrial) -> Scorers:
@@ -205,6 +213,11 @@ RANKING_METHODS: dict[Method, Fit] = {
     Method(name="ease", about="EASE (Steck 2019)", centralized=True): ease,
     Method(name="ials", about="implicit ALS (Hu et al. 2008), users folded in", centralized=True): ials,
     Method(name="item-knn", about="item-kNN with shrunk cosine", centralized=True): item_knn,
+    Method(
+        name="sequential-rules",
+        about="what came soon after the last support item (SR, Ludewig and Jannach 2018)",
+        centralized=True,
+    ): sequential_rules,
     Method(name="popularity", about="users by item", centralized=True): popularity,
     Method(name=CHANCE, about="a random ranking, exactly"): chance,
 }

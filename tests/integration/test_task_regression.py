@@ -424,6 +424,7 @@ def test_additions_travel() -> None:
         torch.ones(4),
         torch.ones(2, 4, dtype=torch.float64),
         torch.full((2, 4), torch.nan),
+        torch.full((2, 4), 3e38),
     ],
 )
 def test_blends_that_are_none_are_refused(blends: torch.Tensor) -> None:
@@ -433,19 +434,28 @@ def test_blends_that_are_none_are_refused(blends: torch.Tensor) -> None:
     content["blends"] = ArrayRecord()
     with pytest.raises(WireError, match="got none"):
         wire.request_additions(content, 3)
+    del content["blends"]
+    with pytest.raises(
+        WireError, match="must come with blends, got regression 0, regression 1, start-prior, text-kernel"
+    ):
+        wire.request_additions(content, 3)
 
 
-@pytest.mark.parametrize("decay", [torch.zeros(1, dtype=torch.float64), torch.ones(1), torch.tensor([torch.nan])])
-def test_a_decay_that_is_none_is_refused(decay: torch.Tensor) -> None:
+@pytest.mark.parametrize("decay", [[0.0], [1.5], [float("nan")], [0.5, 0.5]])
+def test_a_decay_that_is_none_is_refused(decay: list[float]) -> None:
     content = wire.pack_request(a_request(), None, additions())
     content["regression 1"] = wire.pack_parameters(
-        {"neighbours": torch.zeros(3, 1, dtype=torch.int32), "weights": torch.ones(3, 1), "decay": decay}
+        {
+            "neighbours": torch.zeros(3, 1, dtype=torch.int32),
+            "weights": torch.ones(3, 1),
+            "decay": torch.tensor(decay, dtype=torch.float64),
+        }
     )
     with pytest.raises(WireError, match="decay above 0"):
         wire.request_additions(content, 3)
 
 
-@pytest.mark.parametrize("sharpness", [-1.0, float("inf"), float("nan"), 8, "8"])
+@pytest.mark.parametrize("sharpness", [-1.0, 1e5, float("inf"), float("nan"), 8, "8"])
 def test_a_sharpness_that_is_none_is_refused(sharpness: Any) -> None:
     content = wire.pack_request(a_request(), None, additions())
     content["text-kernel"]["sharpness"] = sharpness  # type: ignore[index,call-overload]

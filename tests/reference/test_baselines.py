@@ -3,6 +3,7 @@
 import doctest
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import Ridge
@@ -15,6 +16,7 @@ from simulations.baselines.ease import fit_ease, tune_ease
 from simulations.baselines.ials import fit_ials
 from simulations.baselines.item_knn import fit_item_knn, tune_item_knn
 from simulations.baselines.popularity import fit_popularity
+from simulations.baselines.sequential_rules import fit_sequential_rules, tune_sequential_rules
 
 USERS, ITEMS = 50, 12
 
@@ -46,15 +48,42 @@ BASELINES = {
     "popularity": fit_popularity,
     "item-kNN": lambda train, items: fit_item_knn(train, items, neighbours=4, shrinkage=2.0),
     "EASE": lambda train, items: fit_ease(train, items, regularization=3.0),
+    "sequential rules": lambda train, items: fit_sequential_rules(train, items, window=2),
     "iALS": lambda train, items: fit_ials(train, items, factors=3, regularization=2.0, confidence=5.0),
 }
 SUPPORT = torch.tensor([[3, 1, 7], [0, 5, -1], [-1, -1, -1]])
 every_baseline = pytest.mark.parametrize("fit", BASELINES.values(), ids=BASELINES)
+ORDER_FREE = {name: fit for name, fit in BASELINES.items() if name != "sequential rules"}
+every_baseline_of_sets = pytest.mark.parametrize("fit", ORDER_FREE.values(), ids=ORDER_FREE)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1024])
 def test_co_occurrences_are_the_gram_matrix(matrix, chunk):
     np.testing.assert_array_equal(co_occurrences(interactions(matrix), ITEMS, chunk), matrix.T @ matrix)
+
+
+@pytest.mark.parametrize("window", [1, 3, 40])
+def test_sequential_rules_are_shifted_columns_of_pandas(matrix, window):
+    train = interactions(matrix)
+    frame = pd.DataFrame({"user": np.repeat(np.arange(USERS), train.lengths), "item": train.items})
+    expected = np.zeros((ITEMS, ITEMS))
+    for distance in range(1, window + 1):
+        later = frame.groupby("user")["item"].shift(-distance)
+        for before, after in zip(frame["item"][later.notna()], later.dropna().astype(int), strict=True):
+            expected[before, after] += 1 / distance
+    found = fit_sequential_rules(train, ITEMS, window)
+    np.testing.assert_allclose(found.rules, expected, rtol=1e-6)
+    np.testing.assert_allclose(found.scores(SUPPORT, SUPPORT >= 0)[:2], expected[[7, 5]], rtol=1e-6)
+
+
+def test_the_window_of_sequential_rules_is_tuned_for_each_validation(matrix):
+    train = interactions(matrix)
+    short, long = tune_sequential_rules(
+        train, ITEMS, (1, 2, 3), [lambda found: -found.window, lambda found: found.window]
+    )
+    assert (short.window, long.window) == (1, 3)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        fit_sequential_rules(train, ITEMS, 0)
 
 
 def test_popularity_counts_users(matrix):
@@ -110,7 +139,7 @@ def test_ease_refuses_a_regularization_of_0(matrix):
         fit_ease(interactions(matrix), ITEMS, 0.0)
 
 
-@every_baseline
+@every_baseline_of_sets
 def test_identities_ratings_and_order_of_histories_do_not_matter(matrix, fit):
     shuffled = np.random.default_rng(2).permutation(USERS)
     one, other = fit(interactions(matrix), ITEMS), fit(interactions(matrix[shuffled], rating=5.0), ITEMS)
@@ -125,7 +154,7 @@ def test_a_baseline_sees_no_user_that_was_not_passed(matrix, fit):
     torch.testing.assert_close(fit(taken, ITEMS).scores(SUPPORT, SUPPORT >= 0), alone.scores(SUPPORT, SUPPORT >= 0))
 
 
-@every_baseline
+@every_baseline_of_sets
 def test_a_cold_user_is_scored_by_his_own_support_set_alone(matrix, fit):
     baseline = fit(interactions(matrix), ITEMS)
     together = baseline.scores(SUPPORT, SUPPORT >= 0)

@@ -108,7 +108,7 @@ def test_moments_are_sums_over_users(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(parts.support.toarray(), whole.support.toarray(), atol=1e-6)
     np.testing.assert_allclose(parts.query.toarray(), whole.query.toarray(), atol=1e-6)
     in_time = discounted_moments(everyone, ITEMS, decay=0.8).query.toarray()
-    monkeypatch.setattr("metarec_shared.task_regression.USERS_AT_ONCE", 1)
+    monkeypatch.setattr("metarec_shared.task_regression.INTERACTIONS_AT_ONCE", 1)
     np.testing.assert_allclose(discounted_moments(everyone, ITEMS, decay=0.8).query.toarray(), in_time, atol=1e-6)
     np.testing.assert_allclose(
         task_moments(everyone, ITEMS, support=2).query.toarray(), whole.query.toarray(), atol=1e-6

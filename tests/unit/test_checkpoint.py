@@ -179,9 +179,14 @@ def test_the_one_regression_of_an_earlier_checkpoint_is_read(tmp_path: Path, wri
     save_checkpoint(replace(a_checkpoint(), regressions={"time": [now]}), tmp_path)
     tensors, description = load_tensors(tmp_path / MODEL_FILE)
     description["format"], description["regressions"] = written, {"time": blends}
+    del description["settings"]["regression"]["text-blend"], description["settings"]["regression"]["decay"]
+    del description["text_blends"]
     save_tensors(tmp_path / MODEL_FILE, tensors, description)
-    ((found,),) = load_checkpoint(tmp_path).regressions.values()
+    loaded = load_checkpoint(tmp_path)
+    ((found,),) = loaded.regressions.values()
+    assert not loaded.settings.regression.text_blend
     assert torch.equal(found.weights, now.weights)
+    assert found.decay == 1.0
     assert found.blends == (now.blends if written == 4 else {1: 2.0})
 
 
