@@ -142,7 +142,7 @@ def recommend(model: BertRecommender, profile: Profile, top_k: int) -> list[tupl
 
     With an empty history the unadapted meta-initialization ranks the catalogue, by attributes alone if there are any.
     What follows a history that is known to be in time, and is taken for whole, is predicted otherwise than what goes
-    with one that may be in any order; a model that reads ranks in time takes the order of the items, oldest first.
+    with one that may be in any order: the later of its items say more, so they stand oldest first.
     """
     task = _task(profile)
     scores = model(task, adapt=len(profile.items) > 0)[0]

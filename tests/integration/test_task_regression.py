@@ -32,7 +32,7 @@ from metarec_shared.task_regression import (
 )
 from metarec_shared.tasks import Order
 from metarec_shared.text_kernel import TextKernel
-from server.regression import BLENDS, PENALTIES, START_BLENDS, read_blends, ways_to_blend
+from server.regression import BLENDS, PENALTIES, START_BLENDS, _Fitter, read_blends, ways_to_blend
 from simulations.engines import ENGINES
 from tests.small import small_settings
 
@@ -485,3 +485,18 @@ def test_moments_that_cannot_be_solved_leave_the_model_as_it_is(
     _, folder = run(tmp_path)
     assert "cannot be solved" in caplog.text
     assert not load_checkpoint(folder).regressions
+
+
+def test_validation_nodes_that_fail_meanwhile_cost_what_they_would_have_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = _Fitter._judged
+
+    def failing(self: _Fitter, order: Order, support: int, additions: Additions) -> list[float]:
+        return [] if additions.sharpness is not None else judged(self, order, support, additions)
+
+    monkeypatch.setattr(_Fitter, "_judged", failing)
+    _, folder = run(tmp_path)
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.regressions
+    assert not checkpoint.text_blends
