@@ -218,7 +218,7 @@ class RegressionSettings:
     most_items: int = setting(8192, "items it is solved for at most, the most frequent ones", low=1)
     by_text: bool = setting(True, "predict from their text the weights of items that training does not know")
     text_kernel: float = setting(
-        32.0, "what support items that training does not know count for items of like text, at least", low=0
+        128.0, "what support items that training does not know count for items of like text, at least", low=0
     )
     text_kernel_sharpness: float = setting(8.0, "of that likeness, exp(sharpness (cosine - 1))", low=0, high=1e4)
     text_blend: bool = setting(

@@ -10,8 +10,8 @@ kernel to those that are much like one item of it.
 The weight of an item that training knew is a blend, chosen by validation users for each order of histories and size of
 support sets, as those of a task regression are: the fewer users trained, the more texts add. What is known of an item's
 ID vector, score bias and regression is missing of one that training did not know, so that counts for more: at least a
-given weight in proportion to the share of such items in the catalogue, whole for another catalogue, small for a few new
-items.
+given weight in proportion to the squared share of such items in the catalogue, that of pairs of items of which nothing
+else is known: whole for another catalogue, next to nothing for a few new items.
 
 References:
     Nadaraya (1964), On estimating regression; Watson (1964), Smooth regression analysis.
@@ -69,8 +69,9 @@ class TextKernel:
             weight: What such an item counts for at least, where all are.
         """
         vectors = F.normalize(text - text.mean(dim=0), dim=1)
-        share = torch.zeros(len(text)) if unknown is None else unknown.float() * unknown.float().mean()
-        return cls(vectors=vectors, sharpness=sharpness, blends=blends or {}, least=(weight * share).to(vectors))
+        unknown = torch.zeros(len(text)) if unknown is None else unknown
+        least = weight * unknown.float().mean() ** 2 * unknown
+        return cls(vectors=vectors, sharpness=sharpness, blends=blends or {}, least=least.to(vectors))
 
     def predictions(
         self, support: Int[Tensor, "users support"], mask: Bool[Tensor, "users support"]

@@ -283,9 +283,9 @@ class TestCrossDomain:
             kernel, model.text_kernel = model.text_kernel, None
             added = whole - model(batch)
         assert kernel is not None
-        assert (kernel.least == 32.0).all()
+        assert (kernel.least == 128.0).all()
         alone = TextKernel.over(model.text, kernel.sharpness).predictions(batch.support, batch.support_mask)
-        weight = max(32.0, kernel.blends["random"][3])
+        weight = max(128.0, kernel.blends["random"][3])
         torch.testing.assert_close(added, weight * alone, atol=1e-4, rtol=1e-4)
         assert crossing.figures("text-kernel")["random-3"]["ndcg@10"] > 0
 

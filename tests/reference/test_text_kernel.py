@@ -45,14 +45,14 @@ def test_without_blends_known_items_do_not_speak_and_others_by_their_share() -> 
     unknown = torch.zeros(ITEMS, dtype=torch.bool).index_fill(0, torch.tensor([3, 5, 8]), True)
     found = TextKernel.over(text(), 8.0, unknown=unknown, weight=4.0).blended(tasks())
     of_two = TextKernel.over(text(), 8.0).predictions(SUPPORT[:1, 1:], MASK[:1, 1:])
-    torch.testing.assert_close(found[:1], of_two * 4.0 * 3 / ITEMS)
+    torch.testing.assert_close(found[:1], of_two * 4.0 * (3 / ITEMS) ** 2)
     assert not found[1:].any()
 
 
 def test_blends_are_by_order_and_size_and_an_unknown_item_counts_at_least_as_much() -> None:
     unknown = torch.zeros(ITEMS, dtype=torch.bool).index_fill(0, torch.tensor([3, 7]), True)
     blends: dict[Order, dict[int, float]] = {"random": {1: 1.0, 3: 5.0}, "time": {2: 0.25}}
-    kernel = TextKernel.over(text(), 8.0, blends=blends, unknown=unknown, weight=12.0)  # 2 for an unknown item
+    kernel = TextKernel.over(text(), 8.0, blends=blends, unknown=unknown, weight=72.0)  # 2 for an unknown item
     found = kernel.blended(tasks(in_time=torch.tensor([False, True, False])))
     first = 5.0 * kernel.predictions(SUPPORT[:1], MASK[:1])
     second = 2.0 * kernel.predictions(SUPPORT[1:2, :1], MASK[1:2, :1])
