@@ -18,11 +18,9 @@ def moments_of(learner: Learner, nodes: Nodes, request: MomentsRequest) -> Momen
     if nodes.guard is not None:
         raise Refusal("second moments of users' tasks are not noised, so they are not released")
     items, histories, sizes = learner.items, nodes.population.interactions, learner.settings
-    in_time = request.order == "time"
     users = nodes.users[nodes.users_in(Role.TRAINING)]
-    if in_time and not histories.has_time:
-        users = users[:0]
-    if in_time:
+    if request.order == "time":
+        users = users if histories.has_time else users[:0]
         moments = discounted_moments(histories, items, users=users, decay=sizes.regression.decay)
     else:
         support = sizes.regression.support or sizes.tasks.support

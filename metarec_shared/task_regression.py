@@ -97,10 +97,7 @@ def task_moments(
         users: Positions of those whose tasks count; None: all.
         support: Largest support set; never the whole history. All other items are the query set.
     """
-    total = TaskMoments.none(items)
-    for part in _parts(histories, users):
-        total += _in_random_order(part, items, support)
-    return total
+    return sum((_in_random_order(part, items, support) for part in _parts(histories, users)), TaskMoments.none(items))
 
 
 def discounted_moments(
@@ -115,10 +112,7 @@ def discounted_moments(
         decay: What an interaction counts for over one that is nearer by one, above 0 and below 1; those that count for
             less than ``NEGLIGIBLE`` count for nothing.
     """
-    total = TaskMoments.none(items)
-    for part in _parts(histories, users):
-        total += _in_time(part, items, decay)
-    return total
+    return sum((_in_time(part, items, decay) for part in _parts(histories, users)), TaskMoments.none(items))
 
 
 def _parts(histories: Interactions, users: NDArray[np.int64] | None) -> Iterator[Interactions]:

@@ -34,7 +34,7 @@ from metarec_shared.exchange import Additions, EvaluateRequest, Evaluation, Mome
 from metarec_shared.files import write_json
 from metarec_shared.initialization import initial_model, travelling_names
 from metarec_shared.low_rank import adapted
-from metarec_shared.settings import Settings
+from metarec_shared.settings import RegressionSettings, Settings
 from metarec_shared.sources import ItemFeatures
 from metarec_shared.split import Role
 from metarec_shared.start_prior import StartPrior
@@ -149,7 +149,8 @@ class _Fitter:
         if not answer.moments.support.nnz:
             return _Fit()
         try:
-            regressions = self._regressions(order, answer.moments)
+            text = self._text if self._settings.regression.by_text else None
+            regressions = fit_by_penalty(answer.moments, order, self._settings.regression, PENALTIES[order], text)
         except LinAlgError as error:  # some node's moments are those of no users
             logger.warning("no task regression, %s order: the moments cannot be solved (%s)", order, error)
             return _Fit()
@@ -168,35 +169,19 @@ class _Fitter:
             }
 
         own = [blends("blend", penalty) for penalty in self._penalties(order)]
-        text, start = blends("text_blend"), blends("start_blend")
+        likeness, start = blends("text_blend"), blends("start_blend")
         return _Fit(
             regressions=[
                 replace(regression, blends=found)
                 for regression, found in zip(regressions, own, strict=True)
                 if any(found.values())
             ],
-            text_blends=text if any(text.values()) else {},
+            text_blends=likeness if any(likeness.values()) else {},
             start_prior=prior.with_blends(start) if prior is not None and any(start.values()) else None,
         )
 
     def _penalties(self, order: Order) -> list[float]:
         return [self._settings.regression.penalty * multiple for multiple in PENALTIES[order]]
-
-    def _regressions(self, order: Order, moments: TaskMoments) -> list[TaskRegression]:
-        """Return a regression for each penalty."""
-        sizes = self._settings.regression
-        return [
-            fit_task_regression(
-                moments,
-                target="both" if order == "random" else "query",
-                penalty=penalty,
-                neighbours=sizes.neighbours,
-                decay=sizes.decay if order == "time" else 1.0,
-                most_items=sizes.most_items,
-                text=self._text if sizes.by_text else None,
-            )
-            for penalty in self._penalties(order)
-        ]
 
     def _chosen(
         self, order: Order, support: int, regressions: Sequence[TaskRegression], prior: StartPrior | None
@@ -293,6 +278,32 @@ class _Fitter:
         tally = Tally(sent=len(nodes), folds=folds, bytes_down=len(nodes) * wire.content_bytes(content))
         asked = Broadcast(content=content, nodes=nodes, kind=kind)
         return tally, deliver(self._grid, asked, self._settings.federation.round_timeout)
+
+
+def fit_by_penalty(
+    moments: TaskMoments,
+    order: Order,
+    sizes: RegressionSettings,
+    multiples: Sequence[float],
+    text: Float[Tensor, "items text"] | None = None,
+) -> list[TaskRegression]:
+    """Return a regression of tasks in an order for each multiple of its penalty; arguments as ``fit_task_regression``.
+
+    Raises:
+        LinAlgError: The moments are those of no users.
+    """
+    return [
+        fit_task_regression(
+            moments,
+            target="both" if order == "random" else "query",
+            penalty=sizes.penalty * multiple,
+            neighbours=sizes.neighbours,
+            decay=sizes.decay if order == "time" else 1.0,
+            most_items=sizes.most_items,
+            text=text,
+        )
+        for multiple in multiples
+    ]
 
 
 def ways_to_blend(multiples: Sequence[float]) -> Float[Tensor, "ways regressions"]:

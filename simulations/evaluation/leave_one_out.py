@@ -23,11 +23,10 @@ from metarec_shared.task_regression import (
     TaskMoments,
     TaskRegression,
     discounted_moments,
-    fit_task_regression,
     task_moments,
 )
 from metarec_shared.tasks import Order, Task, TaskBatch, feedback_levels
-from server.regression import ways_to_blend
+from server.regression import fit_by_penalty, ways_to_blend
 from simulations.evaluation.derived import role_shares, settings_with_data
 from simulations.evaluation.ncf_files import read_test_files
 from simulations.evaluation.negatives import never_touched, rarely_drawn
@@ -229,25 +228,12 @@ class LeaveOneOutTrial(RankingTrial):
         """Return task regressions on all training parts, as a server fits them to its nodes' sums, by ``PENALTIES``."""
         settings, train, items = self.problem.settings, self.problem.train, len(self.problem.text)
         whole = int(train.lengths.max())  # all but one: whole histories are known at the test
-        sizes = settings.regression
+        sizes = replace(settings.regression, neighbours=max(settings.regression.neighbours, NEIGHBOURS))
         moments: dict[Order, TaskMoments] = {
             "random": task_moments(train, items, support=whole),
             "time": discounted_moments(train, items, decay=sizes.decay),
         }
-        return {
-            order: [
-                fit_task_regression(
-                    found,
-                    target="both" if order == "random" else "query",
-                    penalty=sizes.penalty * multiple,
-                    neighbours=max(sizes.neighbours, NEIGHBOURS),
-                    decay=sizes.decay if order == "time" else 1.0,
-                    most_items=sizes.most_items,
-                )
-                for multiple in PENALTIES[order]
-            ]
-            for order, found in moments.items()
-        }
+        return {order: fit_by_penalty(found, order, sizes, PENALTIES[order]) for order, found in moments.items()}
 
     def _probe(self, _: RankingTrial) -> Scorers:
         return self.everywhere(self._draws_of)
