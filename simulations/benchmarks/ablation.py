@@ -1,19 +1,20 @@
 """What every part of the default recipe buys, and what was left out of it would: one choice changed at a time.
 
-``python -m simulations.benchmarks.ablation --data FOLDER [--seeds 0-4] [--only "a;b"] [--out DIR] [--json FILE]``
+``python -m simulations.benchmarks.ablation --data FOLDER [--seeds 0-4] [--only "a;b"] [--starts DIR] [--out DIR]
+[--json FILE]``
 
 Every choice is compared with the defaults over the same seeds: same split, same draws, one node a user. It is judged by
 validation users, in random and in time order, and with few support items (the mean over both orders and ``FEW``); a
 choice pays if it is better by more than two standard errors in one of these and nowhere worse by as much. Test users
 are shown beside, and decide nothing; but what is blended in as validation users choose (task regression, start prior)
 cannot look worse on these, so read its rows by test users. Runs are cached in ``--out``, so more seeds or choices are
-added by the same command.
+added by the same command. ``--starts`` adds choices that start from runs on public data, as ``metarec pretrain`` makes
+them, and differ in what is fine-tuned.
 """
 
 import json
 import statistics
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,6 +99,18 @@ CHOICES: dict[str, Choice] = {
     "masked language modelling on item texts": Choice(lever="pre-training", values={"text.adapt-steps": 300}),
 }
 
+FINE_TUNED: dict[str, Choice] = {
+    "from the start, everything": Choice(lever="fine-tuning"),
+    "from the start, LoRA in the encoder's place": Choice(lever="fine-tuning", values={"federation.lora-rank": 4}),
+    "from the start, head, biases, inner rates": Choice(
+        lever="fine-tuning", values={"federation.released": "head,item_bias,adaptation"}
+    ),
+    "from the start, biases, inner rates": Choice(
+        lever="fine-tuning", values={"federation.released": "item_bias,adaptation"}
+    ),
+}
+"""Choices of a run that starts from another one."""
+
 
 def figures_of(settings: Settings, folder: Path) -> dict[str, float]:
     """Return nDCG@k of validation and test users in every order the data has and with few items, of a run made once.
@@ -155,20 +168,24 @@ def main(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of every run, table.key=value; repeatable.")
     ] = None,
+    starts: Annotated[
+        Path | None, typer.Option(help="Folder with a run to start from for each seed, seed-0, seed-1 and so on.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs; finished ones are kept.")] = Path(
         "metarec-runs/ablation"
     ),
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
     """Change one choice of the defaults at a time, and say what it buys."""
-    numbers, names = parse_seeds(seeds), wanted_choices(CHOICES, only)
+    choices = CHOICES if starts is None else CHOICES | FINE_TUNED
+    numbers, names = parse_seeds(seeds), wanted_choices(choices, only)
     given = Settings().with_values({"data.path": data, **parse_assignments(assignments or [])}, SOURCE)
-    base = _columns(given, CHOICES[BASE], BASE, numbers, out)
+    base = _columns(given, choices[BASE], BASE, numbers, out, starts)
     rows = []
     for name in dict.fromkeys([BASE, *names]):
-        found = _columns(given, CHOICES[name], name, numbers, out)
+        found = _columns(given, choices[name], name, numbers, out, starts)
         figures = compared(found, base)
-        rows.append({"lever": CHOICES[name].lever, "choice": name, **figures, "pays": pays(figures)})
+        rows.append({"lever": choices[name].lever, "choice": name, **figures, "pays": pays(figures)})
         _say(f"{name}: " + ", ".join(f"{column} {rows[-1][column]:.4f}" for column in base))
     print_table(
         f"{Path(data).name}, {len(numbers)} seeds, nDCG@{given.evaluation.k}: percent of the defaults",
@@ -188,14 +205,16 @@ def main(
     write_figures(json_file, {"data": Path(data).name, "seeds": numbers, "rows": rows})
 
 
-def _columns(given: Settings, choice: Choice, name: str, seeds: list[int], out: Path) -> dict[str, list[float]]:
+def _columns(
+    given: Settings, choice: Choice, name: str, seeds: list[int], out: Path, starts: Path | None
+) -> dict[str, list[float]]:
     """Return the figures of a choice, a list over seeds for each column."""
     rounds = choice.values.get("pretraining.rounds", 0)
     values = {**choice.values, "federation.rounds": given.federation.rounds + rounds}
-    changed = given.with_values(values, f"{SOURCE}, {name}")
     found: dict[str, list[float]] = {}
     for seed in seeds:
-        seeded = replace(changed, run=replace(changed.run, seed=seed))
+        start = {"run.init": f"{starts}/seed-{seed}"} if name in FINE_TUNED else {}
+        seeded = given.with_values({**values, **start, "run.seed": seed}, f"{SOURCE}, {name}")
         for column, value in figures_of(seeded, out / choice.slug(name) / f"seed-{seed}").items():
             found.setdefault(column, []).append(value)
     return found

@@ -4,20 +4,23 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import typer
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from metarec_shared.errors import CheckpointError
+from metarec_shared.errors import CheckpointError, SettingsError
 from metarec_shared.settings import Settings
 from simulations.benchmarks import ablation
-from simulations.benchmarks.ablation import BASE, CHOICES, pays
+from simulations.benchmarks.ablation import BASE, CHOICES, FINE_TUNED, pays
 from tests.small import SMALL_RUN
 
 
 def test_every_choice_is_a_valid_change_of_the_defaults() -> None:
     defaults = Settings()
-    for name, choice in CHOICES.items():
-        changed = defaults.with_values(choice.values, name)
+    for name, choice in (CHOICES | FINE_TUNED).items():
+        started = {"run.init": "runs/seed-0"} if name in FINE_TUNED else {}
+        changed = defaults.with_values({**choice.values, **started}, name)
         assert (changed == defaults) == (name == BASE), name
 
 
@@ -63,3 +66,25 @@ def test_the_command_compares_and_keeps_what_it_ran(tmp_path: Path, monkeypatch:
     assert json.loads((tmp_path / "figures.json").read_text()) == figures
     other = CliRunner().invoke(app, [*arguments, "--set", "model.feedback=true"])
     assert isinstance(other.exception, CheckpointError)
+
+
+def test_a_run_starts_from_the_one_of_its_seed_and_trains_what_the_choice_says(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(ablation.main)
+    values = [part for key, value in SMALL_RUN.items() for part in ("--set", f"{key}={value}")]
+    arguments = ["--data", "", "--seeds", "0,1", "--out", str(tmp_path / "runs"), *values]
+    first = CliRunner().invoke(app, [*arguments, "--only", BASE])
+    assert first.exit_code == 0, first.output
+    starts, name = tmp_path / "runs" / BASE, "from the start, biases, inner rates"
+    second = CliRunner().invoke(app, [*arguments, "--only", name, "--starts", str(starts)])
+    assert second.exit_code == 0, second.output
+    for seed in (0, 1):
+        start = load_file(starts / f"seed-{seed}" / "model.safetensors")
+        tuned = load_file(tmp_path / "runs" / CHOICES[BASE].slug(name) / f"seed-{seed}" / "model.safetensors")
+        parameters = [key for key in start if key.startswith("parameters/")]
+        changed = {key for key in parameters if not torch.equal(start[key], tuned[key])}
+        assert changed == {
+            key for key in parameters if key.startswith(("parameters/item_bias", "parameters/adaptation"))
+        }
+    without = CliRunner().invoke(app, [*arguments, "--only", name])
+    assert isinstance(without.exception, SettingsError)
