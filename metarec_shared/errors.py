@@ -41,5 +41,9 @@ class BudgetSpent(Refusal):
     """The privacy budget does not do for another release."""
 
 
+class TrustError(MetaRecError):
+    """A certificate, key, signature or hash is missing, or is not the one that was trusted."""
+
+
 class LedgerError(PrivacyError):
     """The privacy ledger is missing, damaged, rolled back, locked or cannot be written."""
