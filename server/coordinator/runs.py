@@ -14,7 +14,7 @@ from metarec_shared.settings import Settings
 from metarec_shared.toml_text import toml_tables
 from server.coordinator.flower import CONNECTION, environment, flwr, programs
 from server.coordinator.home import Home
-from server.federation import check_folder
+from server.federation import SETTINGS_FILE, check_folder
 from server.recorder import METRICS_FILE, read_metrics
 
 RUNS_FILE = "runs.json"
@@ -148,11 +148,45 @@ def _names(home: Home) -> dict[str, str]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
+def run_names(home: Home) -> list[str]:
+    """Return the names of all runs that were started, the latest last."""
+    return list(dict.fromkeys(reversed(_names(home).values())))[::-1]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """What a run has written so far, by which its progress is told."""
+
+    folder: Path
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """Return the figures of the rounds that are done."""
+        return read_metrics(self.folder / METRICS_FILE)
+
+    def wanted(self) -> int:
+        """Return how many rounds there will be; 0 before the run has begun."""
+        path = self.folder / SETTINGS_FILE
+        if not path.exists():
+            return 0
+        return int(json.loads(path.read_text(encoding="utf-8"))["federation"]["rounds"])
+
+    def failures(self) -> dict[tuple[str, str], int]:
+        """Return how often each cause was met at each site; half a last line is passed over."""
+        path, counts = self.folder / "failures.jsonl", dict[tuple[str, str], int]()
+        if not path.exists():
+            return counts
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                failure = json.loads(line)
+                key = (str(failure["name"] or failure["node"]), str(failure["cause"])[:CAUSES])
+                counts[key] = counts.get(key, 0) + 1
+        return counts
+
+
 def _progress(home: Home, listed: dict[str, Any], names: dict[str, str]) -> Progress:
     name = names.get(str(listed["run-id"]), str(listed["run-id"]))
-    folder = home.runs / name
-    rounds = read_metrics(folder / METRICS_FILE)
-    wanted = _wanted(folder)
+    files = RunFiles(home.runs / name)
+    rounds, wanted = files.rounds(), files.wanted()
     recent = [line["seconds"] for line in rounds[-5:] if line.get("seconds") is not None]
     left = sum(recent) / len(recent) * max(0, wanted - len(rounds)) if recent else None
     return Progress(
@@ -163,25 +197,5 @@ def _progress(home: Home, listed: dict[str, Any], names: dict[str, str]) -> Prog
         rounds=len(rounds),
         wanted=wanted,
         seconds_left=left,
-        failures=_failures(folder),
+        failures=files.failures(),
     )
-
-
-def _wanted(folder: Path) -> int:
-    path = folder / "settings.json"
-    if not path.exists():
-        return 0
-    return int(json.loads(path.read_text(encoding="utf-8"))["federation"]["rounds"])
-
-
-def _failures(folder: Path) -> dict[tuple[str, str], int]:
-    """Count the lines of failures.jsonl by site and cause; half a last line is passed over."""
-    path, counts = folder / "failures.jsonl", dict[tuple[str, str], int]()
-    if not path.exists():
-        return counts
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            failure = json.loads(line)
-            key = (str(failure["name"] or failure["node"]), str(failure["cause"])[:CAUSES])
-            counts[key] = counts.get(key, 0) + 1
-    return counts

@@ -41,7 +41,7 @@ def superlink_command(home: Home, settings: ServerSettings) -> list[str]:
         "--log-file": str(home.log),
     }
     flags = ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
-    module = [sys.executable, "-m", "server.coordinator.superlink"]
+    module = [sys.executable, "-m", "server.coordinator.superlink", str(home.folder)]
     return [*module, *(part for option in options.items() for part in option), *flags]
 
 

@@ -4,14 +4,21 @@ One port serves everything in Flower 1.41: what nodes call, what operators call 
 code that this machine executes) and what running apps call. Flower authenticates nodes, but not operators. So whatever
 is not a node's request is answered only where it comes from this machine.
 
-``python -m server.coordinator.superlink ARGUMENTS`` takes the arguments of ``flower-superlink``.
+``python -m server.coordinator.superlink DIR ARGUMENTS``: a coordinator's folder, and what ``flower-superlink`` takes.
 """
 
 import ipaddress
 import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from metarec_shared.exposition import serve_figures
+from server.coordinator.home import Home
+from server.coordinator.metrics import CoordinatorCollector, node_states
 
 logger = logging.getLogger("flwr")
 
@@ -61,7 +68,9 @@ def _is_here(host: str) -> bool:
 
 
 def main() -> None:
-    """Run Flower's SuperLink with the gate before it."""
+    """Run Flower's SuperLink with the gate before it, and the metrics that the folder's settings ask for."""
+    home = Home(Path(sys.argv.pop(1)))
+    port = home.settings().metrics_port
     import flwr.superlink.main as superlink
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
@@ -70,10 +79,23 @@ def main() -> None:
     def gated(*arguments: Any, **options: Any) -> Any:
         app = create(*arguments, **options)
         app.add_middleware(Gate)
+        if port:
+            _serve_metrics(home, app.state.linkstate_factory.state, port)
         return app
 
     superlink.create_app = gated
     flower_superlink()
+
+
+def _serve_metrics(home: Home, linkstate: Callable[[], Any], port: int) -> None:
+    collector = CoordinatorCollector(home, lambda: node_states(linkstate))
+
+    def health() -> tuple[bool, dict[str, Any]]:
+        states = node_states(linkstate)  # the database answers
+        return True, {"sites": len(home.sites()), "online": sum(state == "online" for state in states.values())}
+
+    serve_figures(collector, health, port)
+    logger.info("metrics: http://127.0.0.1:%d/metrics", port)
 
 
 if __name__ == "__main__":
