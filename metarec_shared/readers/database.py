@@ -47,9 +47,9 @@ _REASONS: Mapping[str, str] = {
     "authentication failed|no password supplied|role .* does not exist": "the credentials are refused",
     "database .* does not exist": "the server has no such database",
     "unable to open database file": "there is no such file, or it may not be read",
-    "not a database|malformed": "the file is damaged, or no SQLite database",
+    "file is not a database|disk image is malformed": "the file is damaged, or no SQLite database",
     "invalid connection option": "the address has an option that the driver does not know",
-    "connection|resolve|timeout|server closed": "the server cannot be reached",
+    "connection|resolve|timeout|server closed": "the server cannot be reached, or broke off",
 }
 """What an error of a database means, by its SQLSTATE or what it says outside quotes; the first that fits counts."""
 
@@ -112,7 +112,7 @@ def _relation(origin: Origin, names: Sequence[str]) -> FromClause:
 
 def _query(origin: Origin) -> TextClause:
     """Return the site's own query; its colons are no parameters, and a comment at its end ends there."""
-    return text(origin.query.rstrip("; \n").replace(":", r"\:") + "\n")
+    return text(origin.query.rstrip("; \t\r\n").replace(":", r"\:") + "\n")
 
 
 def _statement(origin: Origin, names: Sequence[str], watermark: Any) -> Executable:

@@ -18,6 +18,7 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 
 from metarec_shared.errors import DataError
 from metarec_shared.readers import database, read_catalogue, read_dataset
+from metarec_shared.readers.address import connect_options
 from metarec_shared.settings import DataSettings
 from tests.postgres import new_database, postgres, read_only_role
 from tests.unit.test_readers import SKIP, histories, own, problems
@@ -334,8 +335,16 @@ def test_the_incremental_column_may_be_of_any_type_with_an_exact_order(
     assert fetched == [2, 1, 2, 1, 2, 0]
 
 
-def test_what_was_read_is_kept_for_its_owner_alone(site: Site) -> None:
+def test_what_was_read_is_kept_for_its_owner_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes, write = [], pq.write_table
+
+    def noted(table: Any, path: Path) -> None:
+        modes.append(stat.S_IMODE(path.stat().st_mode))
+        write(table, path)
+
+    monkeypatch.setattr(pq, "write_table", noted)
     site.read(INCREMENTAL)
+    assert modes == [0o600]
     assert {path.name for path in site.folder.iterdir()} == {"source.toml", CACHE}
     assert stat.S_IMODE((site.folder / CACHE).stat().st_mode) == 0o600
     (site.folder / CACHE).chmod(0o644)
@@ -388,6 +397,20 @@ def test_a_damaged_cache_is_read_anew_with_a_warning(
     assert fetched == [2, 4, 2, 4]
     site.read(INCREMENTAL)
     assert fetched[4:] == [2, 0]
+
+
+def test_items_too_are_read_by_increments_and_anew_where_they_have_other_columns(
+    site: Site, fetched: list[int]
+) -> None:
+    site.run("CREATE TABLE films (item_id VARCHAR(9), title VARCHAR(9))", "INSERT INTO films VALUES ('007', 'a')")
+    source = f'[items]\nurl-env = "{VARIABLE}"\ntable = "films"\nincremental = "item_id"\n'
+    assert read_catalogue(site.source(source), DataSettings()).texts == ("a",)
+    site.run("INSERT INTO films VALUES ('x', 'b')")
+    assert read_catalogue(site.folder, DataSettings()).texts == ("a", "b")
+    site.run("ALTER TABLE films ADD COLUMN genre VARCHAR(9)", "UPDATE films SET genre = 'c'")
+    assert read_catalogue(site.folder, DataSettings()).texts == ("a. c", "b. c")
+    assert fetched == [1, 1, 0, 2]
+    assert {path.name for path in site.folder.iterdir()} == {"source.toml", ".items.parquet"}
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,6 +481,19 @@ def test_a_value_that_fails_in_the_database_is_not_quoted(
     )
 
 
+def test_a_connection_that_breaks_off_is_an_error(
+    server: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(folder=tmp_path, url=server())
+    monkeypatch.setenv(VARIABLE, site.url)
+    site.run(ORDERS, ROWS, ARTICLES, ITEM_ROWS)
+    ended = "(SELECT CASE WHEN id = 4 THEN pg_terminate_backend(pg_backend_pid()) END) IS NULL"
+    query = f'SELECT customer, sku, stars, "ordered at" FROM orders WHERE {ended}'
+    assert site.error(with_query(query)) == (
+        "source.toml [interactions]: the query cannot be read: the server cannot be reached, or broke off"
+    )
+
+
 def test_wrong_credentials_and_databases_are_errors_without_the_password(
     server: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -469,8 +505,8 @@ def test_wrong_credentials_and_databases_are_errors_without_the_password(
         url.set(password="hidden"): "the credentials are refused",
         url.set(username="hidden readonly database"): "the credentials are refused",
         url.set(database="hidden"): "the server has no such database",
-        url.set(host="127.0.0.1", port=1): "the server cannot be reached",
-        url.set(host="hidden.invalid"): "the server cannot be reached",
+        url.set(host="127.0.0.1", port=1): "the server cannot be reached, or broke off",
+        url.set(host="hidden.invalid"): "the server cannot be reached, or broke off",
         url.set(host="hidden" * 20): "UnicodeError, whose text may be private and is left out",
         url.update_query_dict({"hidden": "1"}): "the address has an option that the driver does not know",
         url.set(drivername="postgres"): "SQLAlchemy knows no such kind of database or driver",
@@ -480,6 +516,18 @@ def test_wrong_credentials_and_databases_are_errors_without_the_password(
         assert site.error() == f"{what} {reason}"
     assert site.password not in caplog.text
     assert "hidden" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("address", "options"),
+    [
+        ("postgresql+psycopg://h/d", {"connect_timeout": 30}),
+        ("postgresql+psycopg://h/d?connect_timeout=5", {}),
+        ("sqlite:///d", {}),
+    ],
+)
+def test_an_address_that_says_nothing_of_it_is_tried_for_half_a_minute(address: str, options: dict[str, int]) -> None:
+    assert connect_options(make_url(address)) == options
 
 
 def test_a_missing_driver_is_an_error_that_says_how_to_install_it(
