@@ -41,5 +41,9 @@ class BudgetSpent(Refusal):
     """The privacy budget does not do for another release."""
 
 
+class AlreadyAnswered(Refusal):
+    """A release was made already; to answer again would be another one, with noise of its own."""
+
+
 class LedgerError(PrivacyError):
     """The privacy ledger is missing, damaged, rolled back, locked or cannot be written."""
