@@ -29,11 +29,12 @@ from metarec_shared.privacy.terms import META_UPDATE, POPULARITY, participations
 from metarec_shared.rating_tasks import middle
 from metarec_shared.settings import Settings
 from metarec_shared.sources import ItemFeatures, load_item_features
+from server.aggregation import check_folding
 from server.delivery import Tally, deliver, folds_replies, wait_for_nodes
 from server.failures import FailureLog
 from server.fedmaml import FedMAML
 from server.outer_optimizer import OuterOptimizer
-from server.privacy import federation_privacy
+from server.privacy import check_terms, federation_privacy
 from server.progress import Progress
 from server.recorded_grid import RecordedGrid
 from server.recorder import METRICS_FILE, Recorder, read_metrics
@@ -71,6 +72,7 @@ def run_federation(grid: Grid, settings: Settings, observers: Sequence[Tracker] 
     trackers = [*open_trackers(settings), *observers]
     public = load_item_features(settings, progress=True)
     logger.info("text encoder: %s", public.features.encoder)
+    check_folding(settings.federation, folds=folds_replies(grid))
     releases = Releases(folder)
     guarded = settings.privacy.mode != "none"
     ranks = settings.model.target == "ranking"
@@ -183,7 +185,10 @@ def enroll_nodes(grid: Grid, settings: Settings, public: ItemFeatures, *, popula
     replies = deliver(grid, Broadcast(content=request, nodes=nodes, kind="query"), limits.round_timeout)
 
     def unpacked(content: RecordDict, node: int) -> Enrollment:
-        return _enrollment(content, items, None if tally.folds else node)
+        enrollment = _enrollment(content, items, None if tally.folds else node)
+        if not tally.folds:
+            check_terms(enrollment, settings)
+        return enrollment
 
     answers = list(tally.read_of(replies, unpacked))
     if replies.failures is not None and not tally.folds:
