@@ -1,5 +1,6 @@
 """The ClientApp of a deployed site: its own privacy file decides, whatever the run's configuration says."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,23 @@ from client.privacy.ledger import Ledger
 from client.privacy.policy import load_policy
 from metarec_shared import sources, wire
 from metarec_shared.dataset import RatingScale
-from metarec_shared.errors import AlreadyAnswered, BudgetSpent, MetaRecError, PrivacyError, Refusal, SettingsError
+from metarec_shared.errors import (
+    AlreadyAnswered,
+    BudgetSpent,
+    MetaRecError,
+    PrivacyError,
+    Refusal,
+    SettingsError,
+    WireError,
+)
 from metarec_shared.exchange import EnrollmentRequest, EvaluateRequest, Parameters, TrainRequest
 from metarec_shared.initialization import initial_model, travelling_names
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_item_features
 from metarec_shared.split import Role
+from server.norm_bound import UpdateCheck
+from server.privacy import check_terms, federation_privacy
+from server.roster import Roster
 from simulations.grid import InProcessGrid  # noqa: F401 - gives this process the identity that Flower asks for
 from tests.integration.test_in_process_federation import make_grid
 from tests.small import small_settings
@@ -335,3 +347,45 @@ def test_a_site_that_protects_nobody_says_so_in_its_own_file(site: Path) -> None
     assert update.metric_records["numbers"]["users"] > 0
     assert "numbers" in ask(site, "evaluate", **values)
     assert Settings().privacy.mode == "none"
+
+
+@pytest.mark.parametrize(("weight", "taken"), [(0.0, True), (18.0, True), (30.0, False)])
+def test_the_server_takes_what_a_site_sends_and_not_a_multiple_of_it(site: Path, weight: float, taken: bool) -> None:
+    (site / "privacy.toml").write_text(FILE + f"weight = {weight}\n")
+    settings = small_settings(**RUN)
+    enrollment = wire.unpack_enrollment(ask(site, "query"), ITEMS)
+    check_terms(enrollment, settings)
+    roster = Roster.of([enrollment], federation_privacy([enrollment], settings))
+    for number in (1, 2, 3):
+        content = ask(site, "train", round_number=number)
+        like = wire.unpack_parameters(content.array_records["arrays"])
+        update = wire.unpack_meta_update(content, like)
+        numbers = sum(value.numel() for value in like.values())
+        check = UpdateCheck(settings=settings, roster=roster, sampling_rate=0.1, parameters=numbers)
+        if not taken:
+            with pytest.raises(
+                WireError, match="meta-update of site-1: weight must be above 0, at most 24, twice the "
+            ):
+                check.check(update, 5)
+            continue
+        check.check(update, 5)
+        thrice = {name: 3.0 * value for name, value in update.gradients.items()}
+        with pytest.raises(WireError, match=r"meta-update of site-1: norm .* is above .*clip norm, weight and noise"):
+            check.check(replace(update, gradients=thrice), 5)
+        with pytest.raises(WireError, match="a meta-update of node 6, which is none of those that train"):
+            check.check(update, 6)
+
+
+def test_a_site_that_solves_its_noise_from_epsilon_declares_what_the_server_expects(site: Path) -> None:
+    values = {"privacy__noise_multiplier": 0.0, "privacy__epsilon": 1.0, "privacy__sampling_rate": 0.0}
+    settings = small_settings(**RUN | values)
+    enrollment = wire.unpack_enrollment(ask(site, "query", **values), ITEMS)
+    assert enrollment.terms is not None
+    assert enrollment.terms.noise_multiplier > 1.0
+    check_terms(enrollment, settings)
+    louder = replace(enrollment.terms, noise_multiplier=2 * enrollment.terms.noise_multiplier)
+    with pytest.raises(WireError, match=r"the run's noise multiplier is .*, got"):
+        check_terms(replace(enrollment, terms=louder), settings)
+    odd = replace(enrollment.terms, sampling_rate=0.0)
+    with pytest.raises(WireError, match="terms of privacy"):
+        check_terms(replace(enrollment, terms=odd), small_settings(**RUN | values | {"federation__cohort": 10**6}))
