@@ -117,7 +117,7 @@ def check_terms(enrollment: Enrollment, settings: Settings) -> None:
         settings: The run's settings.
 
     Raises:
-        WireError: The node declares a mode, a clip norm, noise or a source of it that it cannot have.
+        WireError: The node declares a mode, a clip norm, a sampling rate, noise or a source of it that it cannot have.
     """
     terms, clip_norm = enrollment.terms, settings.federation.clip_norm
     if terms is None:
@@ -136,6 +136,10 @@ def check_terms(enrollment: Enrollment, settings: Settings) -> None:
     except MetaRecError as error:
         raise WireError(f"terms of privacy: {error}") from error
     assert asked is not None
+    if not (0.0 < terms.sampling_rate <= 1.0 and math.isclose(terms.sampling_rate, asked.sampling_rate)):
+        raise WireError(
+            f"terms of privacy: the run's sampling rate is {asked.sampling_rate:g}, got {terms.sampling_rate:g}"
+        )
     if terms.noise_multiplier > asked.noise_multiplier * _ABOUT:
         raise WireError(
             f"terms of privacy: the run's noise multiplier is {asked.noise_multiplier:g}, got "

@@ -386,6 +386,7 @@ def test_a_site_that_solves_its_noise_from_epsilon_declares_what_the_server_expe
     louder = replace(enrollment.terms, noise_multiplier=2 * enrollment.terms.noise_multiplier)
     with pytest.raises(WireError, match=r"the run's noise multiplier is .*, got"):
         check_terms(replace(enrollment, terms=louder), settings)
-    odd = replace(enrollment.terms, sampling_rate=0.0)
-    with pytest.raises(WireError, match="terms of privacy"):
-        check_terms(replace(enrollment, terms=odd), small_settings(**RUN | values | {"federation__cohort": 10**6}))
+    for rate in (0.0, 5.0):
+        odd = replace(enrollment.terms, sampling_rate=rate)
+        with pytest.raises(WireError, match=r"terms of privacy: .*sampling rate"):
+            check_terms(replace(enrollment, terms=odd), settings)
