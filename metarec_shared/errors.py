@@ -45,5 +45,9 @@ class TrustError(MetaRecError):
     """A certificate, key, signature or hash is missing, or is not the one that was trusted."""
 
 
+class AlreadyAnswered(Refusal):
+    """A release was made already; to answer again would be another one, with noise of its own."""
+
+
 class LedgerError(PrivacyError):
     """The privacy ledger is missing, damaged, rolled back, locked or cannot be written."""

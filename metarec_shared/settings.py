@@ -315,6 +315,29 @@ class FederationSettings:
     clip_norm: float = setting(0.0, "largest norm of one user's meta-gradient; 0: nobody is clipped", low=0)
     max_failures: float = setting(0.5, "share of sampled nodes that may fail before the run stops", low=0, high=1)
     round_timeout: float = setting(600.0, "seconds the server waits for nodes and for replies", low=0.1)
+    aggregation: Literal["mean", "trimmed-mean", "median", "krum"] = setting(
+        "mean",
+        "how updates become one; all but mean bear single nodes that lie, hold all updates of a round in memory, and "
+        "give every node one vote",
+    )
+    trim: float = setting(
+        0.2, "trimmed-mean: share of nodes left out at either end of every coordinate", low=0, high=0.5
+    )
+    byzantine: int = setting(1, "krum: nodes that may lie, f of at least 2 f + 3 that answer", low=0)
+
+    @property
+    def fewest_updates(self) -> int:
+        """Updates below which the aggregation rule means nothing: one node of a few outvotes or is all of the rest."""
+        match self.aggregation:
+            case "mean":
+                return 1
+            case "median":
+                return 3
+            case "trimmed-mean":
+                some = max(3, math.ceil(1 / self.trim))
+                return some if int(self.trim * some) else some + 1  # a 161st of 161 rounds to none
+            case _:
+                return 2 * self.byzantine + 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,7 @@ def check_together(settings: "Settings", source: str) -> None:
             f"{source}: with federation.clip-norm give either model.rating-weight or adaptation.pseudo-labels: a "
             "pseudo-label may be a rated query item, and ghost norms count items once"
         )
+    _check_aggregation(settings, source)
     _check_target(settings, source)
     _check_encoder(settings, source)
     _check_pretraining(settings, source)
@@ -80,6 +81,24 @@ def _check_adaptation(adaptation: "AdaptationSettings", source: str) -> None:
         if adaptation.pseudo_labels or adaptation.perturbation:
             raise SettingsError(
                 f"{source}: give either adaptation.candidates or adaptation.pseudo-labels and adaptation.perturbation"
+            )
+
+
+def _check_aggregation(settings: "Settings", source: str) -> None:
+    """Refuse a rule that compares nodes where it means nothing."""
+    limits, mode = settings.federation, settings.privacy.mode
+    rule = f"federation.aggregation = {limits.aggregation}"
+    if limits.aggregation == "mean":
+        return
+    if mode in ("central", "local"):
+        why = "the server's noise is calibrated for a sum" if mode == "central" else "one device is mostly noise"
+        raise SettingsError(f"{source}: {rule} needs privacy.mode = none or site, got {mode}: {why}")
+    if limits.aggregation == "trimmed-mean" and not 1e-6 <= limits.trim < 0.5:
+        raise SettingsError(f"{source}: {rule} needs federation.trim above 0 and below 0.5, got {limits.trim:g}")
+    for name, value in (("min-nodes", limits.min_nodes), ("cohort", limits.cohort)):
+        if value < limits.fewest_updates:
+            raise SettingsError(
+                f"{source}: {rule} needs federation.{name} of at least {limits.fewest_updates}, got {value}"
             )
 
 

@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from metarec_shared.dataset import RatingScale
-from metarec_shared.errors import BudgetSpent, Refusal, WireError
+from metarec_shared.errors import AlreadyAnswered, BudgetSpent, Refusal, WireError
 from metarec_shared.exchange import (
     Additions,
     Enrollment,
@@ -462,13 +462,14 @@ def check_refusal(content: RecordDict) -> None:
     """Raise what a node's answer refuses with, if it is a refusal.
 
     Raises:
-        Refusal: It is; ``BudgetSpent`` where the node's privacy budget does not do for what was asked.
+        Refusal: It is; ``BudgetSpent`` where the node's privacy budget does not do for what was asked,
+            ``AlreadyAnswered`` where it was answered before.
     """
     if "refusal" not in content:
         return
     record = _record(content, "refusal", ConfigRecord)
-    kind = BudgetSpent if record.get("kind") == BudgetSpent.__name__ else Refusal
-    raise kind(str(record.get("reason")))
+    kinds: dict[object, type[Refusal]] = {kind.__name__: kind for kind in (BudgetSpent, AlreadyAnswered)}
+    raise kinds.get(record.get("kind"), Refusal)(str(record.get("reason")))
 
 
 def _names(record: ArrayRecord, nodes: int) -> NDArray[np.str_]:

@@ -28,11 +28,14 @@ from metarec_shared.privacy.terms import META_UPDATE, POPULARITY, participations
 from metarec_shared.rating_tasks import middle
 from metarec_shared.settings import Settings
 from metarec_shared.sources import ItemFeatures, load_item_features
+from server.aggregation import check_folding
 from server.delivery import Tally, deliver, folds_replies, wait_for_nodes
+from server.failures import FailureLog
 from server.fedmaml import FedMAML
 from server.outer_optimizer import OuterOptimizer
-from server.privacy import federation_privacy
+from server.privacy import check_terms, federation_privacy
 from server.progress import Progress
+from server.recorded_grid import RecordedGrid
 from server.recorder import METRICS_FILE, Recorder, read_metrics
 from server.regression import add_task_regressions, read_blends
 from server.result import TRAINING_FILE
@@ -68,12 +71,15 @@ def run_federation(grid: Grid, settings: Settings, observers: Sequence[Tracker] 
     trackers = [*open_trackers(settings), *observers]
     public = load_item_features(settings, progress=True)
     logger.info("text encoder: %s", public.features.encoder)
+    check_folding(settings.federation, folds=folds_replies(grid))
     releases = Releases(folder)
     guarded = settings.privacy.mode != "none"
     ranks = settings.model.target == "ranking"
     popularity = ranks and not (guarded and settings.run.resume)  # asked for once: every answer costs nodes' budget
     if guarded and popularity:
         releases.count(POPULARITY)
+    failures = FailureLog(folder, resume=settings.run.resume)
+    grid = RecordedGrid(grid, failures)
     roster = enroll_nodes(grid, settings, public, popularity=popularity)
     announce(NO_PRIVACY_NOTICE if roster.privacy is None else roster.privacy.terms.describe())
     if not ranks:
@@ -89,6 +95,7 @@ def run_federation(grid: Grid, settings: Settings, observers: Sequence[Tracker] 
         optimizer.load(point.parameters, point.optimizer)
         untrained, sent = untrained | point.untrained, sent | point.untrained
         best, done = point.best, point.round_number
+        failures.round_number = done
         logger.info("resuming after round %d", done)
     keeper = RunKeeper(folder, settings, public, roster, optimizer, untrained, best, releases)
     keeper.begin(done)
@@ -175,20 +182,39 @@ def enroll_nodes(grid: Grid, settings: Settings, public: ItemFeatures, *, popula
     items = len(public.items.positions)
     tally = Tally(sent=len(nodes), folds=folds_replies(grid))
     replies = deliver(grid, Broadcast(content=request, nodes=nodes, kind="query"), limits.round_timeout)
-    answers = list(tally.read(replies, lambda content: _enrollment(content, items, folds=tally.folds)))
+
+    def unpacked(content: RecordDict, node: int) -> Enrollment:
+        enrollment = _enrollment(content, items, None if tally.folds else node)
+        if not tally.folds:
+            check_terms(enrollment, settings)
+        return enrollment
+
+    answers = list(tally.read_of(replies, unpacked))
+    if replies.failures is not None and not tally.folds:
+        for answer in answers:
+            replies.failures.enrolled(int(answer.node_ids[0]), str(answer.names[0]))
     tally.check(limits)
     return Roster.of(answers, federation_privacy(answers, settings))
 
 
-def _enrollment(content: RecordDict, items: int, *, folds: bool) -> Enrollment:
+def _enrollment(content: RecordDict, items: int, node: int | None) -> Enrollment:
     """Read an answer; only a grid that folds may enroll more than one node with it.
 
+    Args:
+        content: Of the message.
+        items: Size of the catalogue.
+        node: Flower's id of the node that was asked; None where the grid folds.
+
     Raises:
-        WireError: It is no enrolment, or one of several nodes.
+        WireError: It is no enrolment, or one of several nodes, or of another node.
     """
     enrollment = wire.unpack_enrollment(content, items)
-    if not folds and len(enrollment.node_ids) != 1:
+    if node is None:
+        return enrollment
+    if len(enrollment.node_ids) != 1:
         raise WireError(f"a node must enroll itself alone, got {len(enrollment.node_ids)} nodes")
+    if enrollment.node_ids[0] != node:
+        raise WireError(f"a node must enroll itself: wanted node {node}, got {enrollment.node_ids[0]}")
     return enrollment
 
 

@@ -1,7 +1,8 @@
 """FedMAML: federated model-agnostic meta-learning as a Flower strategy.
 
 One round: sample a cohort; its nodes adapt the meta-initialization to each of their users and return weighted sums of
-meta-gradients; the server divides the total by the total weight and takes one outer step.
+meta-gradients; the server divides the total by the total weight, or lets a robust rule choose (``aggregation``), and
+takes one outer step. An update that no honest node can have sent is that node's failure (``norm_bound``).
 
 References:
     Chen et al. (2018), Federated meta-learning with fast convergence and efficient communication, algorithm 1.
@@ -12,21 +13,22 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from metarec_shared import wire
 from metarec_shared.broadcast import Broadcast, Kind, NodeIds
-from metarec_shared.errors import WireError
+from metarec_shared.errors import FederationError, WireError
 from metarec_shared.exchange import EvaluateRequest, MetaUpdate, Parameters, TrainRequest
 from metarec_shared.randomness import generator
 from metarec_shared.settings import Settings
 from metarec_shared.split import Role
+from server.aggregation import aggregation_of, check_folding
 from server.delivery import Tally, deliver, folds_replies
+from server.norm_bound import UpdateCheck
 from server.outer_optimizer import OuterOptimizer
-from server.roster import Roster
+from server.roster import Cohort, Roster
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class FedMAML(Strategy):
         self._catalogue = catalogue
         self._untrained = untrained or {}
         self._tally = Tally()
+        self._check: UpdateCheck | None = None
 
     def summary(self) -> None:
         """Log what is about to run."""
@@ -71,8 +74,20 @@ class FedMAML(Strategy):
         )
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Broadcast:
-        """Ask a cohort for meta-updates; all messages share one content."""
-        cohort = self._roster.cohort(self._settings.run.seed, server_round, self._settings.federation.cohort)
+        """Ask a cohort for meta-updates; all messages share one content.
+
+        Raises:
+            FederationError: The aggregation rule makes no sense with this engine, or of so few nodes.
+        """
+        limits = self._settings.federation
+        cohort = self._roster.cohort(self._settings.run.seed, server_round, limits.cohort)
+        check_folding(limits, folds=folds_replies(grid))
+        if len(cohort.nodes) < limits.fewest_updates:
+            raise FederationError(
+                f"federation.aggregation = {limits.aggregation} needs meta-updates of at least {limits.fewest_updates} "
+                f"nodes a round, and {len(cohort.nodes)} can be asked"
+            )
+        self._check = self._update_check(cohort, grid)
         request = TrainRequest(
             round_number=server_round,
             sampling_rate=cohort.sampling_rate,
@@ -89,13 +104,11 @@ class FedMAML(Strategy):
         Raises:
             FederationError: Too many nodes failed, or too few answered.
         """
-        tally, like = self._tally, self._optimizer.parameters
-        total = {name: torch.zeros_like(value) for name, value in like.items()}
+        tally, gathered = self._tally, aggregation_of(self._settings.federation, self._optimizer.parameters)
         weight = loss = 0.0
         users: int | None = 0
-        for update in tally.read(replies, self._unpacked):
-            for name, gradient in update.gradients.items():
-                total[name] += gradient
+        for update in tally.read_of(replies, self._unpacked):
+            gathered.add(update)
             weight += update.weight
             if update.loss is None or update.users is None or users is None:
                 users = None  # the nodes keep it for their users' privacy
@@ -119,10 +132,8 @@ class FedMAML(Strategy):
         if users:
             metrics["train_loss"] = loss / users
         if weight > 0:
-            if self._roster.privacy is not None:
-                total = self._roster.privacy.sum_noised(total, server_round)
-            mean = {name: gradient.div_(weight) for name, gradient in total.items()}
-            metrics["learning_rate"] = self._optimizer.step(mean, server_round)
+            gradient = gathered.gradient(lambda sums: self._noised(sums, server_round))
+            metrics["learning_rate"] = self._optimizer.step(gradient, server_round)
         return self.arrays(server_round), metrics
 
     @property
@@ -130,7 +141,22 @@ class FedMAML(Strategy):
         """Whether so many nodes have refused that the run cannot go on."""
         return len(self._roster.training) < self._settings.federation.min_nodes
 
-    def _unpacked(self, content: RecordDict) -> MetaUpdate:
+    def _noised(self, sums: Parameters, server_round: int) -> Parameters:
+        privacy = self._roster.privacy
+        return sums if privacy is None else privacy.sum_noised(sums, server_round)
+
+    def _update_check(self, cohort: Cohort, grid: Grid) -> UpdateCheck | None:
+        """Return what checks a cohort's updates; None where the grid folds: nothing is known of single nodes."""
+        if folds_replies(grid):
+            return None
+        return UpdateCheck(
+            settings=self._settings,
+            roster=self._roster,
+            sampling_rate=cohort.sampling_rate,
+            parameters=sum(value.numel() for value in self._optimizer.parameters.values()),
+        )
+
+    def _unpacked(self, content: RecordDict, node: int) -> MetaUpdate:
         """Read a meta-update; one that is raw is none where nodes said that theirs are not.
 
         Raises:
@@ -140,6 +166,8 @@ class FedMAML(Strategy):
         privacy = self._roster.privacy
         if privacy is not None and not privacy.raw and update.users is not None:
             raise WireError("a raw meta-update from a node that declared terms of privacy")
+        if self._check is not None:
+            self._check.check(update, node)
         return update
 
     def _let_go(self, refused: set[int]) -> None:
@@ -220,9 +248,9 @@ class FedMAML(Strategy):
         result, arrays, empty = Result(), initial_arrays, ConfigRecord()
         for current in range(first_round, num_rounds + 1):
             began = time.monotonic()
+            messages = self.configure_train(current, arrays, train_config or empty, grid)
             if asking is not None:
                 asking(current)
-            messages = self.configure_train(current, arrays, train_config or empty, grid)
             updated, metrics = self.aggregate_train(current, deliver(grid, messages, timeout))
             if self.too_few_left:
                 logger.warning("stopped after round %d: too few nodes are left, the others refused", current - 1)

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metarec_shared.errors import PrivacyError
+from metarec_shared.errors import MetaRecError, PrivacyError, WireError
 from metarec_shared.exchange import Enrollment, Parameters
 from metarec_shared.privacy.accounting import epsilon_of
 from metarec_shared.privacy.gaussian import Noise, noised_counts, noised_sum
-from metarec_shared.privacy.terms import META_UPDATE, POPULARITY, STATEMENTS, UNIT, Terms, strictest
+from metarec_shared.privacy.terms import META_UPDATE, POPULARITY, STATEMENTS, UNIT, Terms, run_terms, strictest
 from metarec_shared.settings import Settings
+
+_ABOUT = 1.01
+"""Noise is solved to a tenth of a percent, by whatever version of the accountant a node has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +104,47 @@ class FederationPrivacy:
         if self.terms.randomness == "simulated":
             return Noise.simulated(self.settings.run.seed, "server", mechanism, round_number)
         return Noise.from_system()
+
+
+def check_terms(enrollment: Enrollment, settings: Settings) -> None:
+    """Refuse terms that the run does not ask for: what a node's updates may be follows from them.
+
+    A node's terms are those of the run or it refuses the run (``client.privacy.policy``), but for its own sampling
+    rate, from which the noise is solved where the run gives neither.
+
+    Args:
+        enrollment: Of one node.
+        settings: The run's settings.
+
+    Raises:
+        WireError: The node declares a mode, a clip norm, a sampling rate, noise or a source of it that it cannot have.
+    """
+    terms, clip_norm = enrollment.terms, settings.federation.clip_norm
+    if terms is None:
+        return
+    if terms.mode != settings.privacy.mode:
+        raise WireError(f"terms of privacy: the run's mode is {settings.privacy.mode}, got {terms.mode}")
+    if terms.randomness != settings.privacy.randomness:
+        raise WireError(f"terms of privacy: the run's noise is {settings.privacy.randomness}, got {terms.randomness}")
+    if terms.clip_norm > clip_norm * _ABOUT:
+        raise WireError(f"terms of privacy: the run's clip norm is {clip_norm:g}, got {terms.clip_norm:g}")
+    noise = settings.privacy.noise_multiplier
+    if not noise and terms.randomness == "simulated":
+        return  # solved for all users of the simulation, which one node does not know
+    try:
+        asked = run_terms(settings, int(enrollment.training_users.sum()), sampling_rate=terms.sampling_rate)
+    except MetaRecError as error:
+        raise WireError(f"terms of privacy: {error}") from error
+    assert asked is not None
+    if not (0.0 < terms.sampling_rate <= 1.0 and math.isclose(terms.sampling_rate, asked.sampling_rate)):
+        raise WireError(
+            f"terms of privacy: the run's sampling rate is {asked.sampling_rate:g}, got {terms.sampling_rate:g}"
+        )
+    if terms.noise_multiplier > asked.noise_multiplier * _ABOUT:
+        raise WireError(
+            f"terms of privacy: the run's noise multiplier is {asked.noise_multiplier:g}, got "
+            f"{terms.noise_multiplier:g}"
+        )
 
 
 def _worst(guarantee: dict[str, Any]) -> float:

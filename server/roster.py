@@ -92,6 +92,8 @@ class Roster:
         validation: Nodes that hold validation users.
         item_counts: Meta-training users who interacted with each item, float64 [items].
         rating_scale: Scale of the ratings; None where there are none.
+        noise: Noise multiplier in the terms of each node with meta-training users, 0 without terms, float64 [training
+            nodes].
         rating_mean: Mean of all meta-training users' ratings; None where nodes do not say it.
         privacy: What the nodes do for their users' privacy; None: nothing.
     """
@@ -101,6 +103,7 @@ class Roster:
     validation: Members
     item_counts: NDArray[np.float64]
     rating_scale: RatingScale | None
+    noise: NDArray[np.float64]
     rating_mean: float | None = None
     privacy: FederationPrivacy | None = None
 
@@ -124,6 +127,7 @@ class Roster:
             np.concatenate([getattr(answer, column) for answer in enrollments])[order]
             for column in ("node_ids", "training_users", "validation_users")
         )
+        noise = np.concatenate([np.full(len(answer.node_ids), _noise(answer)) for answer in enrollments])[order]
         if not training.any():
             raise FederationError(
                 f"none of the {len(names)} nodes has a meta-training user with at least two interactions"
@@ -134,6 +138,7 @@ class Roster:
             validation=Members(nodes=ids[validation > 0], users=validation[validation > 0]),
             item_counts=_counts(enrollments, privacy),
             rating_scale=RatingScale.widest(answer.rating_scale for answer in enrollments),
+            noise=noise[training > 0],
             rating_mean=_rating_mean(enrollments),
             privacy=privacy,
         )
@@ -145,8 +150,14 @@ class Roster:
         return replace(
             self,
             names=self.names[left],
+            noise=self.noise[left],
             training=Members(nodes=self.training.nodes[left], users=self.training.users[left]),
         )
+
+    def place_of(self, node: int) -> int | None:
+        """Return the place among ``training`` of a node by Flower's id; None where it is not there."""
+        places = np.flatnonzero(self.training.nodes == np.uint64(node))
+        return int(places[0]) if len(places) else None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -180,6 +191,10 @@ class Roster:
         smoothing = 1.0 if self.privacy is None else self.privacy.smoothing(len(self.training))
         counts = self.item_counts + smoothing
         return np.asarray(np.log(counts / counts.sum()), dtype=np.float32)
+
+
+def _noise(answer: Enrollment) -> float:
+    return 0.0 if answer.terms is None else answer.terms.noise_multiplier
 
 
 def _rating_mean(enrollments: list[Enrollment]) -> float | None:

@@ -49,7 +49,7 @@ class Guard(Protocol):
         """Charge one release to the budget, before anything is released.
 
         Raises:
-            Refusal: The budget does not do for it.
+            Refusal: The budget does not do for it, or it was released already: again would be another release.
         """
 
     def noise(self, mechanism: str, round_number: int, names: Iterator[str]) -> Iterator[Noise]:

@@ -3,7 +3,9 @@
 The ledger is a SQLite file. Its rows are only ever added, each chained by a hash to the ones before and the first to a
 random identifier of the population, which is made once: data that comes, goes or is encoded anew is still about the
 same users and shares their budget. A release is charged before it leaves: ``charge`` returns when the row is on the
-disk (a rollback journal, synchronous = EXTRA), and charges of several processes wait for each other.
+disk (a rollback journal, synchronous = EXTRA), and charges of several processes wait for each other. What was charged
+once, a mechanism in a round of a run, is not charged again: a question that comes twice would be answered with fresh
+noise, which is another release. A run that is resumed has another identifier, so it is charged.
 
 The number and hash of the last row also stand in a second file, the witness, best on another disk or under another
 account. A ledger that was edited, cut short, or put back from a backup does not fit its witness and is refused, and so
@@ -14,15 +16,16 @@ The order in which all that is written, and what a crash leaves: ``client.privac
 Which accountant decides, and why: ``client.privacy.account``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from client.privacy.account import Account, Accountant, Budget, Limit, checked_plan
 from client.privacy.rows import Release, account_of, budget_row, plan_row, release_row, releases_of
 from client.privacy.store import Store
-from metarec_shared.errors import BudgetSpent, PrivacyError
+from metarec_shared.errors import AlreadyAnswered, BudgetSpent, PrivacyError
 from metarec_shared.privacy import accounting
 from metarec_shared.privacy.accounting import Mechanism
 
@@ -77,13 +80,17 @@ class Ledger:
             mechanism: What is released, once.
 
         Raises:
+            AlreadyAnswered: The mechanism was charged in this round of this run; nothing was written.
             BudgetSpent: The budget does not do for it; nothing was written.
             LedgerError: The ledger cannot be trusted or written.
         """
         if mechanism.releases != 1:
             raise PrivacyError(f"releases are charged one by one, got {mechanism.releases} of {mechanism.name}")
-        self._check(self._account(), mechanism)  # the accountant may take seconds, so not first under the lock
+        rows = self._store.read().rows
+        _check_new(rows, run, round_number, mechanism.name)
+        self._check(account_of(rows), mechanism)  # the accountant may take seconds, so not first under the lock
         with self._store.transaction() as (connection, content):
+            _check_new(content.rows, run, round_number, mechanism.name)
             self._check(account_of(content.rows), mechanism)
             release = Release(
                 number=content.tail.number + 1,
@@ -168,6 +175,14 @@ class Ledger:
 
     def _account(self) -> Account:
         return account_of(self._store.read().rows)
+
+
+def _check_new(rows: Sequence[Mapping[str, Any]], run: str, round_number: int, mechanism: str) -> None:
+    """Refuse a release that was charged already, with whatever parameters."""
+    wanted = ("release", run, round_number, mechanism)
+    if any((row["kind"], row.get("run"), row.get("round"), row.get("mechanism")) == wanted for row in rows):
+        what = f"round {round_number}" if round_number else f"{mechanism}, before the first round,"
+        raise AlreadyAnswered(f"{what} of run {run} was answered already; asking again would be a new release")
 
 
 def _budget(epsilon: float, delta: float) -> Budget:

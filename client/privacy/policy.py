@@ -28,7 +28,9 @@ class Policy:
         "site", "who clips and who adds noise; another one than a run's is refused"
     )
     users: int = setting(0, "users this node declares: a public constant, never counted from its data", low=0)
-    weight: float = setting(0.0, "weight of its replies, a public constant; 0: users x sampling-rate", low=0)
+    weight: float = setting(
+        0.0, "weight of its replies, a public constant, at most twice users x sampling-rate; 0: that once", low=0
+    )
     clip_norm: float = setting(1.0, "highest clip norm", low=1e-6)
     noise_multiplier: float = setting(1.0, "lowest noise multiplier of meta-updates", low=1e-6)
     sampling_rate: float = setting(0.1, "highest chance of a user to take part in a round", low=1e-9, high=1)

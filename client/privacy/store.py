@@ -3,7 +3,7 @@
 What a charge does, in this order, 1 to 4 under SQLite's exclusive lock, 5 after taking it again:
 
 1. read the whole ledger and the witness, and check both;
-2. check the budget;
+2. check that the release is new, and the budget;
 3. write the witness: the last row as before, and the new row as pending;
 4. commit the new row;
 5. read and check all again, and write the witness: the new row as the last, none pending.

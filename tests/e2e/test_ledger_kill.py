@@ -21,7 +21,8 @@ KILLS = 200
 LONGEST_SECONDS = 0.12
 
 ANSWERING = """
-import os, sys
+import os, sys, uuid
+from itertools import count
 from pathlib import Path
 from client.privacy import store
 from client.privacy.ledger import Ledger
@@ -47,8 +48,9 @@ Path.replace = replace
 ledger = Ledger.open(Path(path), Path(witness))
 with open(replies, "ab", buffering=0) as file:
     print("ready", flush=True)
-    while True:
-        release = ledger.charge(run="run", round_number=1, mechanism=ledger.plan[0])
+    run = uuid.uuid4().hex
+    for number in count(1):
+        release = ledger.charge(run=run, round_number=number, mechanism=ledger.plan[0])
         file.write(b"%d\\n" % release.number)
         os.fsync(file.fileno())
 """

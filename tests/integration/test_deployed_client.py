@@ -1,5 +1,6 @@
 """The ClientApp of a deployed site: its own privacy file decides, whatever the run's configuration says."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,23 @@ from client.privacy.ledger import Ledger
 from client.privacy.policy import load_policy
 from metarec_shared import sources, wire
 from metarec_shared.dataset import RatingScale
-from metarec_shared.errors import BudgetSpent, MetaRecError, PrivacyError, Refusal, SettingsError
+from metarec_shared.errors import (
+    AlreadyAnswered,
+    BudgetSpent,
+    MetaRecError,
+    PrivacyError,
+    Refusal,
+    SettingsError,
+    WireError,
+)
 from metarec_shared.exchange import EnrollmentRequest, EvaluateRequest, Parameters, TrainRequest
 from metarec_shared.initialization import initial_model, travelling_names
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_item_features
 from metarec_shared.split import Role
+from server.norm_bound import UpdateCheck
+from server.privacy import check_terms, federation_privacy
+from server.roster import Roster
 from simulations.grid import InProcessGrid  # noqa: F401 - gives this process the identity that Flower asks for
 from tests.integration.test_in_process_federation import make_grid
 from tests.small import small_settings
@@ -81,6 +93,7 @@ def ask(
     *,
     rate: float = 0.1,
     round_number: int = 1,
+    run_id: int = 77,
     file: bool = True,
     scale: tuple[float, float] | None = None,
     node: dict[str, Any] | None = None,
@@ -108,7 +121,7 @@ def ask(
     if file:
         node_config["privacy-file"] = str(site / "privacy.toml")
     run_config = {key: value for key, value in server.flat().items() if key != "data.path"}
-    context = Context(run_id=77, node_id=5, node_config=node_config, state=RecordDict(), run_config=run_config)
+    context = Context(run_id=run_id, node_id=5, node_config=node_config, state=RecordDict(), run_config=run_config)
     return client_app(Message(content, 5, kind), context).content
 
 
@@ -138,9 +151,26 @@ def test_a_site_answers_a_run_that_keeps_to_its_file_and_charges_its_ledger(site
 
 
 def test_noise_of_a_deployment_is_another_every_time(site: Path) -> None:
-    first, second = (wire.unpack_parameters(ask(site, "train").array_records["arrays"]) for _ in range(2))
+    replies = (ask(site, "train", round_number=number) for number in (1, 2))
+    first, second = (wire.unpack_parameters(reply.array_records["arrays"]) for reply in replies)
     assert not torch.equal(first["item_bias"], second["item_bias"])
     assert all(value.std() > 0.3 for value in first.values() if value.numel() > 100)
+
+
+def test_a_site_that_is_asked_again_releases_no_fresh_noise(site: Path) -> None:
+    assert "numbers" in ask(site, "query")
+    assert "numbers" in ask(site, "train", round_number=3)
+    again = ask(site, "train", round_number=3)
+    assert set(again) == {"refusal"}
+    said = refusal(again)
+    assert isinstance(said, AlreadyAnswered)
+    assert str(said) == "round 3 of run 77 was answered already; asking again would be a new release"
+    assert isinstance(refusal(ask(site, "query")), AlreadyAnswered)
+    assert [(one.mechanism.name, one.round_number) for one in open_ledger(site).releases()] == [
+        ("popularity", 0), ("meta-update", 3)
+    ]  # fmt: skip
+    assert "numbers" in ask(site, "train", round_number=3, run_id=78)  # a run that is resumed is another one, and costs
+    assert [one.run for one in open_ledger(site).releases()] == ["77", "77", "78"]
 
 
 def test_what_a_site_declares_does_not_follow_its_data(site: Path) -> None:
@@ -312,7 +342,51 @@ def test_a_site_that_protects_nobody_says_so_in_its_own_file(site: Path) -> None
     (site / "privacy.toml").write_text('[privacy]\nmode = "none"\n')
     values = {"privacy__mode": "none", "federation__clip_norm": 0.0}
     assert wire.unpack_enrollment(ask(site, "query", **values), ITEMS).terms is None
-    update = ask(site, "train", rate=1.0, **values)
+    for _ in range(2):  # who protects nobody may answer again
+        update = ask(site, "train", rate=1.0, **values)
     assert update.metric_records["numbers"]["users"] > 0
     assert "numbers" in ask(site, "evaluate", **values)
     assert Settings().privacy.mode == "none"
+
+
+@pytest.mark.parametrize(("weight", "taken"), [(0.0, True), (18.0, True), (30.0, False)])
+def test_the_server_takes_what_a_site_sends_and_not_a_multiple_of_it(site: Path, weight: float, taken: bool) -> None:
+    (site / "privacy.toml").write_text(FILE + f"weight = {weight}\n")
+    settings = small_settings(**RUN)
+    enrollment = wire.unpack_enrollment(ask(site, "query"), ITEMS)
+    check_terms(enrollment, settings)
+    roster = Roster.of([enrollment], federation_privacy([enrollment], settings))
+    for number in (1, 2, 3):
+        content = ask(site, "train", round_number=number)
+        like = wire.unpack_parameters(content.array_records["arrays"])
+        update = wire.unpack_meta_update(content, like)
+        numbers = sum(value.numel() for value in like.values())
+        check = UpdateCheck(settings=settings, roster=roster, sampling_rate=0.1, parameters=numbers)
+        if not taken:
+            with pytest.raises(
+                WireError, match="meta-update of site-1: weight must be above 0, at most 24, twice the "
+            ):
+                check.check(update, 5)
+            continue
+        check.check(update, 5)
+        thrice = {name: 3.0 * value for name, value in update.gradients.items()}
+        with pytest.raises(WireError, match=r"meta-update of site-1: norm .* is above .*clip norm, weight and noise"):
+            check.check(replace(update, gradients=thrice), 5)
+        with pytest.raises(WireError, match="a meta-update of node 6, which is none of those that train"):
+            check.check(update, 6)
+
+
+def test_a_site_that_solves_its_noise_from_epsilon_declares_what_the_server_expects(site: Path) -> None:
+    values = {"privacy__noise_multiplier": 0.0, "privacy__epsilon": 1.0, "privacy__sampling_rate": 0.0}
+    settings = small_settings(**RUN | values)
+    enrollment = wire.unpack_enrollment(ask(site, "query", **values), ITEMS)
+    assert enrollment.terms is not None
+    assert enrollment.terms.noise_multiplier > 1.0
+    check_terms(enrollment, settings)
+    louder = replace(enrollment.terms, noise_multiplier=2 * enrollment.terms.noise_multiplier)
+    with pytest.raises(WireError, match=r"the run's noise multiplier is .*, got"):
+        check_terms(replace(enrollment, terms=louder), settings)
+    for rate in (0.0, 5.0):
+        odd = replace(enrollment.terms, sampling_rate=rate)
+        with pytest.raises(WireError, match=r"terms of privacy: .*sampling rate"):
+            check_terms(replace(enrollment, terms=odd), settings)

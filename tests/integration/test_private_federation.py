@@ -260,7 +260,7 @@ def test_the_server_names_who_refuses_goes_on_with_the_rest_and_asks_them_no_mor
     settings = small_settings(run__out=str(tmp_path / "run"), **SITES)
     grid = refusing(settings, {2: 3})
     run(settings, grid)
-    assert "node 2 failed: refused (BudgetSpent): the budget of epsilon 1 is spent" in caplog.text
+    assert "node 000000001 (2) failed: refused (BudgetSpent): the budget of epsilon 1 is spent" in caplog.text
     assert [node for number, node in grid.asked if number == 4] == [1, 2, 3]
     assert [node for number, node in grid.asked if number == 5] == [1, 3]
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")

@@ -1,8 +1,11 @@
 """Many messages and replies: none exists before its turn, none is kept after it."""
 
+import json
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +16,12 @@ from client.data_source import load_learner
 from client.node import Nodes
 from metarec_shared import wire
 from metarec_shared.broadcast import Broadcast
+from metarec_shared.errors import AlreadyAnswered, Refusal
 from metarec_shared.exchange import TrainRequest
 from metarec_shared.sources import load_item_features
-from server.delivery import MOST_IN_FLIGHT, REFILL, deliver
+from server.delivery import MOST_IN_FLIGHT, REFILL, Tally, deliver
+from server.failures import FAILURES_FILE, FailureLog
+from server.recorded_grid import RecordedGrid
 from simulations.engines import nodes_by_id
 from simulations.grid import InProcessGrid
 from tests.small import small_settings
@@ -190,3 +196,156 @@ def test_nobody_to_ask_is_nobody_to_wait_for() -> None:
     began = time.monotonic()
     assert not list(deliver(grid, Broadcast(content=a_question(), nodes=[], kind="train"), timeout=100.0))
     assert time.monotonic() - began < 50
+
+
+def a_grid(kind: type[InProcessGrid] = InProcessGrid, nodes: int = 60) -> InProcessGrid:
+    settings = small_settings()
+    return kind(load_learner(settings), nodes, lambda ids: nodes_by_id(settings, 60, ids), fold=False)
+
+
+class RepeatingGrid(InProcessGrid):
+    """Gives every reply twice, and again at the next pull; and replies to messages that nobody asked."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = list(super().pull_messages(message_ids))
+        for reply in replies:
+            stray = Message(reply.content, reply_to=asked(reply, "never asked"))
+            yield from (stray, reply, reply)
+        late, self.late = getattr(self, "late", []), replies
+        yield from late
+
+
+def asked(reply: Message, identifier: str) -> Message:
+    """Return the question of a reply, under another identifier."""
+    question = Message(RecordDict(), reply.metadata.src_node_id, reply.metadata.message_type)
+    question.metadata.__dict__["_message_id"] = identifier
+    return question
+
+
+def test_a_reply_counts_once_and_only_if_it_was_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    grid = a_grid(RepeatingGrid)
+    for exchange in (1, 2):  # in the second one, replies to the first come too, late
+        replies = deliver(grid, Broadcast(content=a_question(), nodes=range(1, 11), kind="train"), timeout=100.0)
+        assert [reply.metadata.src_node_id for reply in replies] == list(range(1, 11)), exchange
+        assert not list(replies.missing())
+    assert "dropped a reply to no open question of this exchange: late, or a second one" in caplog.text
+
+
+def test_a_tally_counts_no_reply_twice() -> None:
+    tally = Tally(sent=10)
+    replies = deliver(
+        a_grid(RepeatingGrid), Broadcast(content=a_question(), nodes=range(1, 11), kind="train"), timeout=9.0
+    )
+    assert len(list(tally.read(replies, lambda content: content))) == 10
+    assert (tally.answered, tally.failures) == (10, 0)
+
+
+class LateGrid(InProcessGrid):
+    """Node 2 answers no message of its first exchange before the second has begun."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._held: list[str] = []
+        self.pulled: list[str] = []
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        identifiers = list(super().push_messages(messages))
+        if not self._held:
+            self._held = [i for i, m in zip(identifiers, messages, strict=True) if m.metadata.dst_node_id == 2]
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        wanted = list(message_ids)
+        self.pulled += [identifier for identifier in wanted if identifier in self._held]
+        return super().pull_messages([identifier for identifier in wanted if identifier not in self._held])
+
+
+def test_nobody_asks_for_the_replies_of_an_exchange_that_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.delivery.time", Clock())
+    grid = a_grid(LateGrid)
+    assert isinstance(grid, LateGrid)
+    broadcast = Broadcast(content=a_question(), nodes=[1, 2, 3], kind="train", group_id="1")
+    first = deliver(grid, broadcast, timeout=2.0)
+    assert [reply.metadata.src_node_id for reply in first] == [1, 3]
+    assert list(first.missing()) == [(2, "no answer within 2 s")]
+    asked_for = len(grid.pulled)
+    second = deliver(grid, broadcast, timeout=2.0)
+    assert [reply.metadata.src_node_id for reply in second] == [1, 2, 3]
+    assert len(grid.pulled) == asked_for > 1
+
+
+class LyingGrid(InProcessGrid):
+    """Its replies claim to come from node 7, and refuse."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        for reply in super().pull_messages(message_ids):
+            reply.metadata.__dict__["_src_node_id"] = 7
+            reply.content = wire.pack_refusal(Refusal("no"))
+            yield reply
+
+
+def test_a_reply_is_that_of_the_node_that_was_asked_whatever_it_claims() -> None:
+    tally = Tally(sent=2)
+    replies = deliver(a_grid(LyingGrid), Broadcast(content=a_question(), nodes=[3, 4], kind="train"), timeout=9.0)
+    assert not list(tally.read(replies, lambda content: content))
+    assert tally.refused == {3, 4}
+
+
+class FullGrid(InProcessGrid):
+    """Takes no message, as Flower's grid does where one is too large; or says of which it could not take."""
+
+    lost: Sequence[str | None] = ()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return list(self.lost)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lost", [(), (None, None)])
+def test_a_message_that_could_not_be_sent_is_said_to_be_so(lost: Sequence[str | None]) -> None:
+    grid = a_grid(FullGrid)
+    grid.lost = lost  # type: ignore[attr-defined]
+    replies = deliver(grid, Broadcast(content=a_question(), nodes=[3, 4], kind="train"), timeout=9.0)
+    assert not list(replies)
+    assert list(replies.missing()) == [(3, "the message could not be sent"), (4, "the message could not be sent")]
+
+
+def test_nodes_that_there_was_no_time_to_ask_are_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.delivery.time", Clock())
+    broadcast = Broadcast(content=a_question(), nodes=np.arange(1, 1001), kind="train")
+    replies = deliver(SilentGrid(), broadcast, timeout=0.0)
+    assert not list(replies)
+    missing = dict(replies.missing())
+    assert len(missing) == 1000
+    assert (missing[1], missing[1000]) == ("no answer within 0 s", "not asked: the others took all of the 0 s")
+
+
+def test_who_answered_already_is_not_let_go_as_who_refuses_is() -> None:
+    content = wire.pack_refusal(AlreadyAnswered("round 1 of run 7 was answered already"))
+    reply = Message(content, reply_to=Message(RecordDict(), 5, "train"))
+    tally = Tally(sent=1)
+    assert not list(tally.read([reply], lambda content: content))
+    assert (tally.refused, tally.failures) == (set(), 1)
+    assert tally.reason == "refused (AlreadyAnswered): round 1 of run 7 was answered already"
+
+
+def test_failures_are_recorded_by_name_but_none_where_replies_fold(tmp_path: Path) -> None:
+    for fold, name in ((False, "each"), (True, "folded")):
+        learner = load_learner(small_settings())
+        failing = InProcessGrid(learner, 60, _unreadable, fold=fold)
+        log = FailureLog(tmp_path / name)
+        log.enrolled(3, "site-3")
+        question = Broadcast(content=a_question(), nodes=[3, 4], kind="train", group_id="8")
+        tally = Tally(sent=2, folds=fold)
+        assert not list(tally.read(deliver(RecordedGrid(failing, log), question, timeout=9.0), lambda content: content))
+        assert tally.failures == 2
+    assert not (tmp_path / "folded").exists()
+    written = [json.loads(line) for line in (tmp_path / "each" / FAILURES_FILE).read_text().splitlines()]
+    assert [(one["round"], one["kind"], one["node"], one["name"]) for one in written] == [
+        (8, "train", "3", "site-3"), (8, "train", "4", None)
+    ]  # fmt: skip
+    assert {one["cause"] for one in written} == {"OSError, see the node's log"}
+
+
+def _unreadable(node_ids: np.ndarray) -> Nodes:
+    raise OSError("unreadable")

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterable
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from client.privacy import store, witness
 from client.privacy.ledger import Ledger
-from metarec_shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingsError
+from metarec_shared.errors import AlreadyAnswered, BudgetSpent, LedgerError, PrivacyError, SettingsError
 from metarec_shared.privacy import accounting
 from metarec_shared.privacy.accounting import Mechanism, epsilon_of, renyi_epsilon_at, renyi_order_for
 
@@ -27,7 +28,7 @@ CHARGING = """
 import sys
 from pathlib import Path
 from client.privacy.ledger import Ledger
-from metarec_shared.errors import BudgetSpent
+from metarec_shared.errors import AlreadyAnswered, BudgetSpent
 from metarec_shared.privacy import accounting
 accounting.epsilon_of = lambda mechanisms, delta: 0.125 * sum(one.releases for one in mechanisms)
 ledger = Ledger.open(Path(sys.argv[1]), Path(sys.argv[2]))
@@ -36,7 +37,7 @@ for number in range(int(sys.argv[3])):
     try:
         ledger.charge(run=sys.argv[4], round_number=number, mechanism=ledger.plan[0])
         charged += 1
-    except BudgetSpent:
+    except (AlreadyAnswered, BudgetSpent):
         pass
 print(charged)
 """
@@ -50,8 +51,12 @@ def make(folder: Path, epsilon: float = 1.0, plan: Iterable[Mechanism] = (UPDATE
     return Ledger.create(*files(folder), epsilon=epsilon, delta=1e-5, plan=list(plan))
 
 
+ROUNDS = count(1)
+
+
 def charge(ledger: Ledger, times: int = 1, mechanism: Mechanism = UPDATE) -> None:
-    for number in range(times):
+    """Charge so many releases, each in a round of its own."""
+    for number in islice(ROUNDS, times):
         ledger.charge(run="run", round_number=number, mechanism=mechanism)
 
 
@@ -432,3 +437,58 @@ def test_nothing_heavy_is_imported_before_the_accountant_is_asked() -> None:
     program = "import sys, client.privacy.ledger, client.privacy.cli; print({'torch', 'opacus'} & set(sys.modules))"
     finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "set()"
+
+
+def test_a_release_is_charged_once_whatever_its_parameters(tmp_path: Path) -> None:
+    ledger = make(tmp_path, epsilon=8.0, plan=[UPDATE, COUNTS])
+    ledger.charge(run="77", round_number=3, mechanism=UPDATE)
+    ledger.charge(run="77", round_number=0, mechanism=ONE_COUNT)
+    quieter = Mechanism(name="meta-update", noise_multiplier=2.0, sampling_rate=0.01)
+    for again in (UPDATE, quieter):
+        with pytest.raises(AlreadyAnswered, match=r"^round 3 of run 77 was answered already; asking again would be a "):
+            ledger.charge(run="77", round_number=3, mechanism=again)
+    with pytest.raises(AlreadyAnswered, match="popularity, before the first round, of run 77 was answered already"):
+        ledger.charge(run="77", round_number=0, mechanism=ONE_COUNT)
+    assert len(Ledger.open(*files(tmp_path)).releases()) == 2
+    ledger.charge(run="78", round_number=3, mechanism=UPDATE)
+    ledger.charge(run="77", round_number=4, mechanism=UPDATE)
+    ledger.charge(run="77", round_number=3, mechanism=ONE_COUNT)
+    assert len(ledger.releases()) == 5
+
+
+def test_a_second_answer_is_refused_for_that_and_not_for_the_budget(tmp_path: Path) -> None:
+    ledger = make(tmp_path)
+    most = ledger.affordable(UPDATE)
+    for number in range(1, most + 1):
+        ledger.charge(run="run", round_number=number, mechanism=UPDATE)
+    with pytest.raises(BudgetSpent):
+        ledger.charge(run="run", round_number=most + 1, mechanism=UPDATE)
+    with pytest.raises(AlreadyAnswered):
+        ledger.charge(run="run", round_number=most, mechanism=UPDATE)
+
+
+def test_who_checked_before_another_process_charged_is_refused_under_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, other = make(tmp_path), Ledger.open(*files(tmp_path))
+    check = Ledger._check
+
+    def overtaken(self: Ledger, account: Any, mechanism: Mechanism) -> None:
+        check(self, account, mechanism)
+        if self is ledger and not other.releases():
+            other.charge(run="77", round_number=1, mechanism=UPDATE)
+
+    monkeypatch.setattr(Ledger, "_check", overtaken)
+    with pytest.raises(AlreadyAnswered):
+        ledger.charge(run="77", round_number=1, mechanism=UPDATE)
+    assert len(ledger.releases()) == 1
+
+
+def test_of_processes_that_are_asked_the_same_one_answers(tmp_path: Path) -> None:
+    make(tmp_path, epsilon=5.0)
+    command = [sys.executable, "-c", CHARGING, *map(str, files(tmp_path)), "10", "same"]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    charged = [int(process.communicate(timeout=100)[0]) for process in processes]
+    assert sum(charged) == 10
+    rounds = [release.round_number for release in Ledger.open(*files(tmp_path)).releases()]
+    assert sorted(rounds) == list(range(10))
