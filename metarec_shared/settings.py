@@ -315,6 +315,7 @@ class FederationSettings:
     clip_norm: float = setting(0.0, "largest norm of one user's meta-gradient; 0: nobody is clipped", low=0)
     max_failures: float = setting(0.5, "share of sampled nodes that may fail before the run stops", low=0, high=1)
     round_timeout: float = setting(600.0, "seconds the server waits for nodes and for replies", low=0.1)
+    sites: str = setting("", "file with the names that nodes were enrolled under; empty: a node says its own")
     aggregation: Literal["mean", "trimmed-mean", "median", "krum"] = setting(
         "mean",
         "how updates become one; all but mean bear single nodes that lie, hold all updates of a round in memory, and "

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from metarec_shared.settings import Settings
 from server.federation import run_federation
+from server.result import write_result
 
 app = ServerApp()
 
@@ -23,6 +24,8 @@ def main(grid: Grid, context: Context) -> None:
     if not logging.getLogger().hasHandlers():
         _show_progress(Path(settings.run.out).absolute())
     run_federation(grid, settings)
+    if settings.federation.sites:  # a deployment: nobody but the sites may look at test users
+        write_result(settings, "deployment")
 
 
 def _default_folder() -> Path:

@@ -30,6 +30,7 @@ from metarec_shared.settings import Settings
 from metarec_shared.sources import ItemFeatures, load_item_features
 from server.aggregation import check_folding
 from server.delivery import Tally, deliver, folds_replies, wait_for_nodes
+from server.enrolled import check_name, enrolled_names
 from server.failures import FailureLog
 from server.fedmaml import FedMAML
 from server.outer_optimizer import OuterOptimizer
@@ -180,6 +181,7 @@ def enroll_nodes(grid: Grid, settings: Settings, public: ItemFeatures, *, popula
         )
     request = wire.pack_request(EnrollmentRequest(catalogue=public.fingerprint, popularity=popularity))
     items = len(public.items.positions)
+    sites = enrolled_names(Path(limits.sites)) if limits.sites else None
     tally = Tally(sent=len(nodes), folds=folds_replies(grid))
     replies = deliver(grid, Broadcast(content=request, nodes=nodes, kind="query"), limits.round_timeout)
 
@@ -187,6 +189,8 @@ def enroll_nodes(grid: Grid, settings: Settings, public: ItemFeatures, *, popula
         enrollment = _enrollment(content, items, None if tally.folds else node)
         if not tally.folds:
             check_terms(enrollment, settings)
+            if sites is not None:
+                check_name(str(enrollment.names[0]), node, sites)
         return enrollment
 
     answers = list(tally.read_of(replies, unpacked))

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from metarec_shared.device import resolve_device
+from metarec_shared.files import write_json
 from metarec_shared.settings import Settings
+from metarec_shared.sources import load_item_features
 
 RESULT_FILE = "result.json"
 TRAINING_FILE = "training.json"
@@ -30,7 +32,19 @@ def describe(settings: Settings, engine: str, dataset: dict[str, Any], folder: P
     }
 
 
-def unjudged(settings: Settings) -> dict[str, Any]:
-    """Return the evaluation of a run whose test users nobody but their own nodes may look at."""
-    ratings = {"ratings": None} if settings.model.target == "rating" else {}
-    return {"cold_user": {"random": None, "time": None}, "cold_item": None, **ratings}
+def write_result(settings: Settings, engine: str) -> None:
+    """Write the result of a finished run whose users nobody but their own nodes may look at."""
+    folder = Path(settings.run.out)
+    items = load_item_features(settings).items
+    training = json.loads((folder / TRAINING_FILE).read_text(encoding="utf-8"))
+    dataset = {
+        "name": Path(settings.data.path).name,
+        "users": training["training_users"],
+        "items": len(items.catalogue),
+        "interactions": None,
+        "fingerprint": items.catalogue.fingerprint,
+    }
+    unjudged: dict[str, Any] = {"cold_user": {"random": None, "time": None}, "cold_item": None}
+    if settings.model.target == "rating":
+        unjudged["ratings"] = None
+    write_json(folder / RESULT_FILE, describe(settings, engine, dataset, folder) | unjudged)

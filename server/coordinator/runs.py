@@ -14,6 +14,7 @@ from metarec_shared.settings import Settings
 from metarec_shared.toml_text import toml_tables
 from server.coordinator.flower import CONNECTION, environment, flwr, programs
 from server.coordinator.home import Home
+from server.failures import FAILURES_FILE
 from server.federation import SETTINGS_FILE, check_folder
 from server.recorder import METRICS_FILE, read_metrics
 
@@ -172,7 +173,7 @@ class RunFiles:
 
     def failures(self) -> dict[tuple[str, str], int]:
         """Return how often each cause was met at each site; half a last line is passed over."""
-        path, counts = self.folder / "failures.jsonl", dict[tuple[str, str], int]()
+        path, counts = self.folder / FAILURES_FILE, dict[tuple[str, str], int]()
         if not path.exists():
             return counts
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -31,6 +31,7 @@ def deployed_settings(
         "text.encoder": home.settings().text_encoder,
         "federation.rounds": rounds,
         "run.resume": resume or None,
+        "federation.sites": str(home.sites_file.absolute()),
     }
     settings = run_settings(config, assignments, options)
     if settings.data.item_vectors and not Path(settings.data.item_vectors).is_absolute():
