@@ -82,7 +82,7 @@ def server_time(server: str, authority: Path, *, timeout: float = TIMEOUT) -> da
     connection = http.client.HTTPSConnection(host, port, timeout=timeout)
     connection.sock = open_connection(server, authority, timeout=timeout)
     try:
-        connection.request("GET", "/health")
+        connection.request("GET", "/v1/fleet/")  # among what nodes may ask for; any answer is dated
         date = connection.getresponse().getheader("Date")
         return parsedate_to_datetime(date or "")
     except (OSError, http.client.HTTPException) as error:
