@@ -1,6 +1,6 @@
-"""What a coordinator gives to a site that joins, signed: where the server is, which code will run, which items there are.
+"""What a coordinator gives to a site that joins, signed: where the server is, which code runs, which items there are.
 
-An invitation is a folder. Its terms hold the hash of every other file in it, and stand under one Ed25519 signature; so a
+An invitation is a folder. Its terms hold the hash of every other file in it, and stand under one Ed25519 signature: a
 site that knows the coordinator's key knows that nobody changed a byte on the way. What a site approved it keeps as two
 hashes, of the bundle and of the catalogue: a server that controls the features of items can read interactions out of
 meta-updates, so neither may change without the site's consent.
@@ -77,7 +77,7 @@ def file_hash(path: Path) -> str:
 
 
 def key_fingerprint(key: Ed25519PublicKey) -> str:
-    """Return what people compare over the phone, ``SHA256:`` and the hash of the key in base64, as OpenSSH writes it."""
+    """Return what people compare over the phone: ``SHA256:`` and the key's hash in base64, as OpenSSH writes it."""
     digest = hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).digest()
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 

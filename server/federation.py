@@ -6,7 +6,6 @@
 
 import json
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -36,13 +35,13 @@ from server.privacy import federation_privacy
 from server.progress import Progress
 from server.recorder import METRICS_FILE, Recorder, read_metrics
 from server.regression import add_task_regressions, read_blends
+from server.result import TRAINING_FILE
 from server.resume import RESUME_FILE, Best, ResumePoint, load_resume_point, save_resume_point
 from server.roster import Roster
 from server.tracking import Tracker, open_trackers
 from server.warm_start import warm_parameters
 
 SETTINGS_FILE = "settings.json"
-TRAINING_FILE = "training.json"
 RELEASES_FILE = "releases.json"
 
 NO_PRIVACY_NOTICE = (
@@ -333,11 +332,6 @@ class RunKeeper:
             items=self.public.fingerprint,
             settings=self.settings,
         )
-
-
-def default_out() -> str:
-    """Return the folder of a run that was given none."""
-    return str(Path("metarec-runs") / time.strftime("%Y%m%d-%H%M%S"))
 
 
 def check_folder(folder: Path, *, resume: bool) -> None:

@@ -1,14 +1,10 @@
 """The commands ``metarec simulate`` and ``metarec evaluate``; heavy imports stand where they are used."""
 
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from metarec_shared.settings import Settings
 
 simulate_app = typer.Typer(add_completion=False)
 evaluate_app = typer.Typer(add_completion=False)
@@ -103,14 +99,14 @@ def simulate(
         "federation.nodes": 0 if one_node_per_user else nodes,
         "data.hold-out-items": hold_out_items,
     }
-    settings = run_settings(config, assignments or [], options)
-
     from rich.console import Console
 
     from metarec_shared.model_card import privacy_facts
+    from server.run_settings import run_settings
     from simulations.results_table import print_cold_user, print_ratings
     from simulations.simulate import simulate as run_simulation
 
+    settings = run_settings(config, assignments or [], options)
     notes, console = Console(stderr=True, highlight=False), Console(highlight=False)
     notes.print(f"run folder: {settings.run.out}", markup=False, soft_wrap=True)
     result = run_simulation(settings, engine.value, lambda line: notes.print(line, markup=False), baselines=baselines)
@@ -164,36 +160,6 @@ def evaluate(
     if json_file is not None:
         write_json(json_file, figures)
     print_cells(console, figures["cells"], figures["k"], figures["users"])
-
-
-def run_settings(config: Path | None, assignments: list[str], options: dict[str, Any]) -> "Settings":
-    """Return the settings that a file, assignments and options make, each stronger than the one before.
-
-    Raises:
-        SettingsError: One of them is unknown or out of range.
-    """
-    from metarec_shared.settings import PRIVATE_DEFAULTS, RATING_DEFAULTS, Settings, load_toml, parse_assignments
-    from server.federation import default_out
-
-    given = {} if config is None else load_toml(config)
-    sources = [
-        (given, str(config)),
-        (parse_assignments(assignments), "--set"),
-        ({key: value for key, value in options.items() if value is not None}, "options"),
-    ]
-    values = {key: value for part, _ in sources for key, value in part.items()}
-    settings = Settings()
-    if values.get("privacy.mode", "none") != "none":
-        settings = settings.with_values(PRIVATE_DEFAULTS, "defaults")
-        if not values.get("run.init"):  # ID vectors are not released: without a warm start they would stay noise
-            settings = settings.with_values({"model.item-ids": bool(values.get("privacy.item-ids"))}, "defaults")
-    if values.get("model.target") == "rating":
-        settings = settings.with_values(RATING_DEFAULTS, "defaults")
-    for part, source in sources:
-        settings = settings.with_values(part, source)
-    if not settings.run.out:
-        settings = replace(settings, run=replace(settings.run, out=default_out()))
-    return settings
 
 
 def _sizes(text: str) -> list[int]:

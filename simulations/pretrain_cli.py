@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli import Device, Engine, run_settings
+from server.run_settings import run_settings
+from simulations.cli import Device, Engine
 
 pretrain_app = typer.Typer(add_completion=False)
 

@@ -8,9 +8,10 @@ from typing import Any
 from metarec_shared.errors import CheckpointError
 from metarec_shared.files import write_text
 from metarec_shared.settings import Settings
+from server.result import RESULT_FILE
 from server.resume import RESUME_FILE
 from simulations.protocols import Say
-from simulations.simulate import RESULT_FILE, simulate
+from simulations.simulate import simulate
 
 _STAMP = "asked-settings.json"
 

@@ -8,7 +8,6 @@ from typing import Any
 from client.recommend import Item, Profile, recommend
 from metarec_shared.checkpoint import Checkpoint, load_checkpoint
 from metarec_shared.dataset import Dataset
-from metarec_shared.device import resolve_device
 from metarec_shared.errors import CheckpointError
 from metarec_shared.files import write_json, write_text
 from metarec_shared.fingerprint import data_fingerprint
@@ -19,7 +18,8 @@ from metarec_shared.rating_tasks import evaluation_rating_tasks
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_dataset, load_training_dataset
 from metarec_shared.split import Role
-from server.federation import TRAINING_FILE, check_folder
+from server.federation import check_folder
+from server.result import RESULT_FILE, describe
 from server.resume import RESUME_FILE
 from simulations.engines import ENGINES
 from simulations.protocols import (
@@ -34,7 +34,6 @@ from simulations.protocols import (
 )
 from simulations.report import SampleRecommendation, write_report
 
-RESULT_FILE = "result.json"
 DATA_FILE = "data.json"
 ABLATION_FOLDER = "not_adapted"
 SAMPLE_USERS = 3
@@ -64,7 +63,7 @@ def simulate(settings: Settings, engine: str, say: Say, *, baselines: bool = Tru
         ENGINES[engine](_ablation_settings(settings))
         ablation = load_checkpoint(folder / ABLATION_FOLDER)
     checkpoint = load_checkpoint(folder)
-    result = _describe(settings, engine, dataset, folder)
+    result = describe(settings, engine, _facts(dataset), folder)
     if rates:
         result |= evaluate_ratings(settings, checkpoint, say)
     else:
@@ -203,20 +202,13 @@ def _ablation_settings(settings: Settings) -> Settings:
     )
 
 
-def _describe(settings: Settings, engine: str, dataset: Dataset, folder: Path) -> dict[str, Any]:
-    training = json.loads((folder / TRAINING_FILE).read_text(encoding="utf-8"))
+def _facts(dataset: Dataset) -> dict[str, Any]:
     return {
-        "dataset": {
-            "name": dataset.name,
-            "users": len(dataset.interactions),
-            "items": len(dataset.catalogue),
-            "interactions": len(dataset.interactions.items),
-            "fingerprint": data_fingerprint(dataset),
-        },
-        "seed": settings.run.seed,
-        "engine": engine,
-        "device": str(resolve_device(settings.run.device)),
-        **training,
+        "name": dataset.name,
+        "users": len(dataset.interactions),
+        "items": len(dataset.catalogue),
+        "interactions": len(dataset.interactions.items),
+        "fingerprint": data_fingerprint(dataset),
     }
 
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli import PrivacyMode, run_settings
+from server.run_settings import run_settings
+from simulations.cli import PrivacyMode
 
 sweep_app = typer.Typer(add_completion=False)
 

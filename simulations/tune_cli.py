@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli import Device, run_settings
+from server.run_settings import run_settings
+from simulations.cli import Device
 from simulations.tuning.choices import DEFAULT_TRIALS, Pruner, Sampler
 
 tune_app = typer.Typer(add_completion=False)

@@ -16,8 +16,9 @@ import optuna
 
 from metarec_shared.errors import FederationError
 from metarec_shared.settings import Settings
-from server.federation import TRAINING_FILE, run_federation
+from server.federation import run_federation
 from server.recorder import METRICS_FILE, read_metrics
+from server.result import TRAINING_FILE
 from server.resume import RESUME_FILE
 from server.tracking import TrackedRun
 from simulations.engines import in_process_grid

@@ -2,14 +2,13 @@
 
 import csv
 import io
-import json
-import math
 from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
 from metarec_shared.files import write_text
-from metarec_shared.settings import Scalar, Settings
+from metarec_shared.settings import Settings
+from metarec_shared.toml_text import toml_tables
 from simulations.tuning.plan import Plan
 from simulations.tuning.trials import Trials, error_of, trial_name, value_of
 
@@ -30,7 +29,7 @@ def write_best(plan: Plan, trials: Trials, path: Path) -> None:
         f"# The best of {trials.done} trials ({trials}): trial {trial_name(best)}.",
         f"# {plan.metric}: {value_of(best):.4f}; it was selected by this figure, which is optimistic for that reason.",
     ]
-    write_text(path, "\n".join([*head, "", *_toml(settings, set(best.params))]))
+    write_text(path, "\n".join([*head, "", _toml(settings, set(best.params))]))
 
 
 def write_trials(plan: Plan, trials: Trials, path: Path) -> None:
@@ -64,8 +63,8 @@ def seconds(trial: FrozenTrial) -> float | None:
     return None if trial.duration is None else round(trial.duration.total_seconds(), 1)
 
 
-def _toml(settings: Settings, searched: set[str]) -> list[str]:
-    """Return what was searched and what differs from the defaults, as lines of TOML; the data by its absolute path."""
+def _toml(settings: Settings, searched: set[str]) -> str:
+    """Return what was searched and what differs from the defaults, as TOML; the data by its absolute path."""
     defaults = Settings().flat()
     changed = {
         key: value
@@ -75,20 +74,4 @@ def _toml(settings: Settings, searched: set[str]) -> list[str]:
     for place in ("data.path", "run.init"):
         if place in changed:
             changed[place] = str(Path(str(changed[place])).absolute())
-    lines: list[str] = []
-    table = ""
-    for key, value in changed.items():
-        name, _, entry = key.partition(".")
-        if name != table:
-            lines += [*([""] if lines else []), f"[{name}]"]
-            table = name
-        lines.append(f"{entry} = {_toml_value(value)}")
-    return [*lines, ""]
-
-
-def _toml_value(value: Scalar) -> str:
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "inf" if value == math.inf else repr(value)
+    return toml_tables(changed)

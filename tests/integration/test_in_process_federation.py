@@ -28,9 +28,10 @@ from metarec_shared.sources import load_item_features
 from metarec_shared.split import Role
 from metarec_shared.tasks import TaskBatch
 from server.app import app as server_app
-from server.federation import TRAINING_FILE, enroll_nodes, initial_parameters
+from server.federation import enroll_nodes, initial_parameters
 from server.outer_optimizer import OuterOptimizer
 from server.recorder import read_metrics
+from server.result import TRAINING_FILE
 from server.resume import RESUME_FILE
 from simulations.engines import node_count, nodes_by_id
 from simulations.grid import InProcessGrid

@@ -24,7 +24,7 @@ from metarec_shared.sources import load_dataset
 from metarec_shared.split import Role
 from server.recorder import read_metrics
 from server.resume import RESUME_FILE
-from simulations.cli import run_settings
+from server.run_settings import run_settings
 from simulations.engines import in_process_grid, node_count, nodes_by_id
 from simulations.simulate import simulate
 from tests.integration.test_in_process_federation import StoppingGrid, assert_same, parameters_of, run

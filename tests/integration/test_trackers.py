@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from metarec_shared.errors import SettingsError
 from metarec_shared.settings import Settings
 from metarec_shared.settings_checks import TRACKERS
-from server.federation import TRAINING_FILE
 from server.recorder import Recorder, read_metrics
+from server.result import TRAINING_FILE
 from server.tracking import TrackedRun, open_trackers, registry
 from server.tracking.tracker import tagged
 from server.tracking.wandb_offline import WandbOffline

@@ -107,7 +107,7 @@ def test_the_command_leaves_settings_that_simulate_takes_and_a_report_that_says_
     assert "It takes 8 finished trials" in page
     assert not list(out.glob("trials/*/*.safetensors"))
 
-    from simulations.cli import run_settings
+    from server.run_settings import run_settings
 
     again = run_settings(out / "best.toml", [], {"run.out": str(tmp_path / "run")})
     assert again.outer.learning_rate == float(best[0])
