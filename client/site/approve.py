@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from client.site.approval import Approval, read_approval, write_approval
-from client.site.folder import SETTINGS_FILE, Site, toml_value
+from client.site.folder import SETTINGS_FILE, Site
 from client.site.setup import take_public_files
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.errors import DataError
@@ -14,6 +14,7 @@ from metarec_shared.files import write_bytes, write_text
 from metarec_shared.invitation import AUTHORITY, CATALOGUE, Invitation, open_invitation
 from metarec_shared.readers import read_catalogue
 from metarec_shared.settings import DataSettings
+from metarec_shared.toml_text import toml_value
 
 
 def open_newer(site: Site, invitation_folder: Path) -> tuple[Invitation, list[str]]:

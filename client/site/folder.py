@@ -1,6 +1,5 @@
 """A site's folder: what lies where, and what ``site.toml`` says."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,8 +173,3 @@ def check_server(server: str, source: str) -> tuple[str, int]:
     if not found or not 0 < int(found[2]) < 65536:
         raise SettingsError(f"{source}: site.server must be host:port, got {server!r}")
     return found[1].strip("[]"), int(found[2])
-
-
-def toml_value(value: Scalar) -> str:
-    """Return a value as TOML writes it."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # a JSON text is a TOML one, but for DEL

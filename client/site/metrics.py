@@ -1,15 +1,12 @@
 """Figures of a running site for Prometheus, and its health, on this machine alone."""
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
+from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from client.consent import excluded_users
@@ -18,8 +15,7 @@ from client.site.folder import Site
 from client.site.ledger_state import LedgerState, ledger_files, ledger_state
 from client.site.status import Status
 from metarec_shared.errors import MetaRecError
-
-LOOPBACK = "127.0.0.1"
+from metarec_shared.exposition import serve_figures
 
 
 class SiteCollector(Collector):
@@ -79,7 +75,7 @@ class SiteCollector(Collector):
 
 
 def serve_metrics(site: Site, status: Callable[[], Status], port: int) -> ThreadingHTTPServer:
-    """Serve ``/metrics`` and ``/health`` on the loopback interface, from a thread of their own.
+    """Serve a site's ``/metrics`` and ``/health`` (well while it is connected) on this machine alone.
 
     Args:
         site: The site.
@@ -89,34 +85,12 @@ def serve_metrics(site: Site, status: Callable[[], Status], port: int) -> Thread
     Raises:
         OSError: The port is taken.
     """
-    registry = CollectorRegistry()
-    registry.register(SiteCollector(site, status))
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path == "/metrics":
-                self._answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(registry))
-            elif self.path == "/health":
-                now = status()
-                healthy = now.state == "connected"
-                code = HTTPStatus.OK if healthy else HTTPStatus.SERVICE_UNAVAILABLE
-                self._answer(code, "application/json", json.dumps({"healthy": healthy, **asdict(now)}).encode())
-            else:
-                self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"/metrics or /health\n")
+    def health() -> tuple[bool, dict[str, Any]]:
+        now = status()
+        return now.state == "connected", asdict(now)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
-            pass
-
-        def _answer(self, code: HTTPStatus, kind: str, body: bytes) -> None:
-            self.send_response(code)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    server = ThreadingHTTPServer((LOOPBACK, port), Handler)
-    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
-    return server
+    return serve_figures(SiteCollector(site, status), health, port)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

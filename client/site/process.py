@@ -105,8 +105,9 @@ class SuperNode:
 
     def _collect(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line.decode(errors="replace"))
+        with self._process.stdout as lines:
+            for line in lines:
+                self._lines.put(line.decode(errors="replace"))
 
 
 def adopt_orphans() -> None:

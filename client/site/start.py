@@ -10,7 +10,7 @@ from pathlib import Path
 
 from client.site.approval import read_approval
 from client.site.enrolment import Enrolment, ask_enrolment
-from client.site.folder import Site, load_site, toml_value
+from client.site.folder import Site, load_site
 from client.site.keys import public_file, read_key
 from client.site.logs import log_to
 from client.site.process import SuperNode, adopt_orphans
@@ -18,6 +18,7 @@ from client.site.server_probe import open_connection
 from client.site.supervisor import Supervisor
 from metarec_shared.errors import MetaRecError, NodeError
 from metarec_shared.files import write_text
+from metarec_shared.toml_text import toml_value
 
 NODE_CONFIG_FILE = "node-config.toml"
 LOCK_FILE = "lock"

@@ -4,8 +4,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from client.site.folder import ReadingSettings, SiteSettings, toml_value
+from client.site.folder import ReadingSettings, SiteSettings
 from metarec_shared.settings import Mode
+from metarec_shared.toml_text import toml_value
 
 _PRIVACY_HEAD = """\
 # What may leave this site, and how noised. No run and no server can loosen it: docs/privacy.md.
