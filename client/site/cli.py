@@ -83,8 +83,8 @@ def approve(
         typer.echo("nothing differs from what was approved")
     for line in differences:
         typer.echo(line)
-    if differences and not yes:
-        typer.confirm("approve this?", abort=True)
+    if differences and not yes and not typer.confirm("approve this?"):
+        raise typer.Exit(1)
     todo = take_over(site, invitation, terms)
     typer.echo(f"approved: bundle {terms.bundle}, catalogue {terms.catalogue}; a running site starts anew with them")
     for number, step in enumerate(todo, start=1):

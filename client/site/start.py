@@ -15,7 +15,7 @@ from client.site.keys import public_file, read_key
 from client.site.logs import log_to
 from client.site.process import SuperNode, adopt_orphans
 from client.site.server_probe import open_connection
-from client.site.supervisor import Supervisor
+from client.site.supervisor import Obstacle, Supervisor
 from metarec_shared.errors import MetaRecError, NodeError
 from metarec_shared.files import write_text
 from metarec_shared.toml_text import toml_value
@@ -112,15 +112,16 @@ def environment(site: Site, given: Mapping[str, str]) -> dict[str, str]:
     return {**given, **_ENVIRONMENT, **own}
 
 
-def why_not(site: Site) -> str:
-    """Return why the server cannot be reached or does not take this site; "" where it would."""
+def why_not(site: Site) -> Obstacle | None:
+    """Return what stands between a site and its server; None: nothing does."""
     try:
         open_connection(site.settings.server, site.authority, timeout=_PATIENCE).close()
         answer = ask_enrolment(site.settings.server, site.authority, read_key(site.key))
     except (MetaRecError, OSError) as error:
-        return str(error)
+        return Obstacle(said=str(error), refused=False)
     if answer is Enrolment.UNKNOWN:
-        return f"the server does not know this key: send {public_file(site.key)} to the coordinator"
+        key = public_file(site.key)
+        return Obstacle(said=f"the server does not know this key: send {key} to the coordinator", refused=True)
     if answer is Enrolment.NOT_ACCEPTED:
-        return "the server does not accept this site's signature: check the clock"
-    return ""
+        return Obstacle(said="the server does not accept this site's signature: check the clock", refused=True)
+    return None

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from client.site.events import Event, Kind, event_of, plain
@@ -22,6 +22,19 @@ REJOIN_WAIT = 10.0
 
 REFUSED_WAIT = 60.0
 """Seconds between tries while the server refuses this site: somebody has to act first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Obstacle:
+    """What stands between a site and its server.
+
+    Attributes:
+        said: What it is and what to do.
+        refused: Whether the server refuses this site: then somebody has to act, and waiting alone does not help.
+    """
+
+    said: str
+    refused: bool
 
 
 class Backoff:
@@ -50,7 +63,7 @@ class Supervisor:
 
     Args:
         launch: Starts one.
-        why: Says why the server cannot be reached or does not take this site, "" where it does take it, or waits.
+        why: Looks what stands between this site and its server; None: nothing does.
         approved: The file of what was approved; a SuperNode is started anew when it changes.
         state: The folder for the status.
         clock: Seconds, monotonic.
@@ -61,7 +74,7 @@ class Supervisor:
         self,
         launch: Callable[[], Child],
         *,
-        why: Callable[[], str],
+        why: Callable[[], Obstacle | None],
         approved: Path,
         state: Path,
         clock: Callable[[], float] = time.monotonic,
@@ -73,7 +86,7 @@ class Supervisor:
         self._stopping = False
         self._run, self._round = "", ""
         self._wait: float | None = None
-        self._expected_end = False
+        self._explained = False
         self.status = Status(pid=os.getpid())
 
     def stop(self) -> None:
@@ -97,7 +110,7 @@ class Supervisor:
     def _live(self, child: Child) -> None:
         """Watch one SuperNode from its start to its end, and wait as long as the next one has to."""
         began, approved = self._clock(), self._stamp()
-        self._wait, self._expected_end = None, False
+        self._wait, self._explained = None, False
         try:
             while not (self._stopping or child.ended()):
                 self._hear(child.read(TICK))
@@ -113,9 +126,11 @@ class Supervisor:
 
     def _pause(self, lifetime: float) -> None:
         backoff = self._backoff.after(lifetime)
-        if not self._expected_end and self.status.state == "connected" and (reason := self._why()):
-            self._note("refused", reason)
-            self._wait = REFUSED_WAIT
+        if not self._explained and self.status.state in ("starting", "connected") and (obstacle := self._why()):
+            if obstacle.refused:  # Flower ends a node whose request is answered by 401, and does not say why
+                self._refused(obstacle.said)
+            else:
+                self._note("unreachable", obstacle.said)
         wait = backoff if self._wait is None else self._wait
         if self.status.state in ("starting", "connected"):
             self._set(self.status.now("waiting"))
@@ -142,9 +157,11 @@ class Supervisor:
                     self._note("connected", "again")
             case Kind.UNREACHABLE:
                 if self.status.state != "unreachable":
-                    self._note("unreachable", self._why() or "the server does not answer; waiting for it")
+                    obstacle = self._why()
+                    self._note("unreachable", obstacle.said if obstacle else "the server does not answer; waiting")
             case Kind.UNTRUSTED:
-                self._refused(self._why() or "the server's certificate was not accepted")
+                obstacle = self._why()
+                self._refused(obstacle.said if obstacle else "the server's certificate was not accepted")
             case Kind.NOT_ACTIVATED:
                 self._not_activated()
             case Kind.REFUSED_REQUEST:
@@ -165,14 +182,14 @@ class Supervisor:
 
     def _not_activated(self) -> None:
         """Tell a key that the server does not know from a node that it still takes for online."""
-        if reason := self._why():
-            self._refused(reason)
+        if obstacle := self._why():
+            self._refused(obstacle.said)
             return
-        self._wait, self._expected_end = REJOIN_WAIT, True
+        self._wait, self._explained = REJOIN_WAIT, True
         self._note("waiting", "the server takes this site's last connection for alive; it forgets it within a minute")
 
     def _refused(self, reason: str) -> None:
-        self._wait, self._expected_end = REFUSED_WAIT, True
+        self._wait, self._explained = REFUSED_WAIT, True
         self._note("refused", reason)
 
     def _note(self, state: str, said: str) -> None:

@@ -74,7 +74,7 @@ def superlink(folder: Path) -> Iterator[Link]:
 def flwr(*arguments: object, link: Link, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run Flower's command line to its end."""
     command = [str(BIN / "flwr"), *(str(argument) for argument in arguments)]
-    return subprocess.run(command, env=link.env, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, env=link.env, cwd=cwd, capture_output=True, text=True, timeout=900, check=False)
 
 
 def checkout(folder: Path) -> Path:
@@ -91,7 +91,7 @@ def checkout(folder: Path) -> Path:
 def site_command(*arguments: object, link: Link) -> subprocess.CompletedProcess[str]:
     """Run `metarec site ...` to its end."""
     command = [*SITE, *(str(argument) for argument in arguments)]
-    return subprocess.run(command, env=link.env, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, env=link.env, capture_output=True, text=True, timeout=900, check=False)
 
 
 def _listens(port: int) -> bool:

@@ -94,6 +94,18 @@ def supernodes(link: Link) -> list[int]:
     return found
 
 
+def processes(site: Site) -> list[int]:
+    """Return all processes that a site's SuperNode started, and itself, by Flower's folder in their environment."""
+    mark, found = f"FLWR_HOME={site.state / 'flower'}".encode(), []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and mark in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
 def run_federation(link: Link, app: Path, catalogue: Path, out: Path) -> subprocess.CompletedProcess[str]:
     values = {
         **SMALL_RUN, "text.encoder": "random", "federation.rounds": 1, "federation.round-timeout": 200.0,
@@ -115,6 +127,7 @@ def test_a_site_from_its_enrolment_to_its_end(site: Site, link: Link, app: Path,
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     assert status(site).state == "stopped"
+    assert not processes(site)
 
     registered = flwr("supernode", "register", f"{site.key}.pub", "here", "--name", "clinic", link=link, cwd=tmp_path)
     assert registered.returncode == 0, registered.stdout + registered.stderr
@@ -146,5 +159,5 @@ def test_a_site_from_its_enrolment_to_its_end(site: Site, link: Link, app: Path,
         (node,) = supernodes(link)
         process.kill()
         process.wait(10)
-        wait_until(lambda: not supernodes(link), "the SuperNode ends with its supervisor")
+        wait_until(lambda: not processes(site), "the SuperNode ends with its supervisor, and its processes with it")
     assert ask_enrolment(f"127.0.0.1:{link.port}", site.authority, read_key(site.key)) is Enrolment.KNOWN

@@ -30,6 +30,7 @@ from client.site.folder import Site
 from client.site.keys import read_key
 from client.site.server_probe import UnreachableError, open_connection, server_time
 from client.site.start import why_not
+from client.site.supervisor import Obstacle
 from metarec_shared import sources
 from metarec_shared.errors import DataError, TrustError
 from tests.certificates import Authority
@@ -347,13 +348,14 @@ def test_a_server_that_dates_nothing_is_said(site: Site, server: Server) -> None
 def test_a_known_key_an_unknown_one_and_a_refused_signature_are_told_apart(site: Site, server: Server) -> None:
     key = read_key(site.key)
     assert ask_enrolment(address(server), site.authority, key) is Enrolment.KNOWN
+    assert why_not(site) is None
     server.known = ()
     assert ask_enrolment(address(server), site.authority, key) is Enrolment.UNKNOWN
     assert f"send {site.key}.pub to the coordinator" in failures(site)["enrolment"]
-    assert why_not(site) == failures(site)["enrolment"]
+    assert why_not(site) == Obstacle(said=failures(site)["enrolment"], refused=True)
     server.replies = (401, b'{"detail": "Invalid SuperNode authentication"}')
     assert ask_enrolment(address(server), site.authority, key) is Enrolment.NOT_ACCEPTED
-    assert "check the clock" in why_not(site)
+    assert "check the clock" in str(why_not(site))
     assert {path for path, _ in server.asked} == {"/v1/fleet/activate-node"}
     assert {interval for _, interval in server.asked} == {0.0}, "an interval that Flower never activates a node with"
 
@@ -363,7 +365,9 @@ def test_a_server_that_is_no_superlink_is_said(site: Site, server: Server, repli
     server.replies = replies
     with pytest.raises(TrustError, match="SuperLink"):
         ask_enrolment(address(server), site.authority, read_key(site.key))
-    assert why_not(site)
+    obstacle = why_not(site)
+    assert obstacle is not None
+    assert not obstacle.refused
 
 
 def test_a_site_reads_its_items_and_interactions_apart(site: Site) -> None:

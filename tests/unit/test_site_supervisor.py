@@ -21,7 +21,7 @@ from client.site.logs import log_to
 from client.site.process import SuperNode
 from client.site.start import command, environment, only_one
 from client.site.status import read_status
-from client.site.supervisor import REFUSED_WAIT, REJOIN_WAIT, Backoff, Supervisor
+from client.site.supervisor import REFUSED_WAIT, REJOIN_WAIT, Backoff, Obstacle, Supervisor
 from metarec_shared.errors import NodeError
 from tests.sites import make_invitation, make_site
 
@@ -67,7 +67,7 @@ def supervise(
     folder: Path,
     scripts: list[tuple[list[str], float]],
     *,
-    why: Callable[[], str] = lambda: "",
+    why: Callable[[], Obstacle | None] = lambda: None,
     during: Callable[[int], None] = lambda place: None,
 ) -> tuple[Supervisor, FakeTime, list[float], list[FakeChild]]:
     """Run one child a script, then stop; return also when each child started."""
@@ -157,58 +157,58 @@ def test_lines_become_events(line: str, event: Event | None) -> None:
     assert event_of(plain(line)) == event
 
 
-def states(folder: Path, lines: list[str], why: str) -> tuple[list[tuple[str, str]], list[float]]:
-    """Return the states and errors after a child that says ``lines``, and the time between it and the next."""
-    seen: list[tuple[str, str]] = []
-
-    def during(place: int) -> None:
-        found = read_status(folder)
-        assert found is not None
-        seen.append((found.state, found.error))
-
-    seen_before: list[tuple[str, str]] = []
-
-    def reason() -> str:
-        return why
-
-    time_now: list[float] = []
-    supervisor, _, started, _ = supervise(folder, [(lines, 1.0)], why=reason, during=during)
-    seen_before.append((supervisor.status.state, supervisor.status.error))
-    time_now.append(started[1] - started[0])
-    return [*seen, *seen_before], time_now
+def end_of(folder: Path, lines: list[str], obstacle: Obstacle | None) -> tuple[str, float]:
+    """Return the last error after a child that says ``lines`` and lives a second, and the wait after it."""
+    supervisor, _, started, _ = supervise(folder, [(lines, 1.0)], why=lambda: obstacle)
+    return supervisor.status.error, started[1] - started[0] - 1.0
 
 
-def test_a_key_that_the_server_does_not_know_is_tried_again_every_minute(tmp_path: Path) -> None:
-    reason = "the server does not know this key: send site.key.pub to the coordinator"
-    found, gaps = states(tmp_path, ["[code: 2004] Failed to activate SuperNode.\n"], reason)
-    assert found[-1] == ("stopped", reason)
-    assert gaps == pytest.approx([1 + REFUSED_WAIT], abs=0.6)
+UNKNOWN = Obstacle(said="the server does not know this key: send site.key.pub to the coordinator", refused=True)
+EXPIRED = Obstacle(said="its certificate has expired", refused=False)
+AWAY = Obstacle(said="refuses connections", refused=False)
+NOT_ACTIVATED = "[code: 2004] Failed to activate SuperNode.\n"
 
 
-def test_a_node_that_the_server_still_takes_for_online_waits_without_a_complaint(tmp_path: Path) -> None:
-    found, gaps = states(tmp_path, ["[code: 2004] Failed to activate SuperNode.\n"], "")
-    assert found[-1] == ("stopped", "")
-    assert gaps == pytest.approx([1 + REJOIN_WAIT], abs=0.6)
-
-
-def test_a_certificate_that_is_not_to_be_trusted_is_refused_with_its_reason(tmp_path: Path) -> None:
-    found, gaps = states(tmp_path, ["ERROR : SSL/TLS handshake error detected.\n"], "its certificate has expired")
-    assert found[-1] == ("stopped", "its certificate has expired")
-    assert gaps == pytest.approx([1 + REFUSED_WAIT], abs=0.6)
-
-
-def test_a_key_that_is_revoked_while_connected_is_said(tmp_path: Path) -> None:
-    """Flower ends a SuperNode whose request is answered by 401, as if somebody had asked it to."""
-    found, gaps = states(tmp_path, TRAINED[:1], "the server does not know this key")
-    assert found[-1] == ("stopped", "the server does not know this key")
-    assert gaps == pytest.approx([1 + REFUSED_WAIT], abs=0.6)
+@pytest.mark.parametrize(
+    ("lines", "obstacle", "error", "wait"),
+    [
+        ([NOT_ACTIVATED], UNKNOWN, UNKNOWN.said, REFUSED_WAIT),
+        ([NOT_ACTIVATED], None, "", REJOIN_WAIT),  # the server takes the last connection for alive
+        (
+            ["ERROR : SSL/TLS handshake error detected.\n"],
+            Obstacle(said="expired", refused=False),
+            "expired",
+            REFUSED_WAIT,
+        ),
+        (
+            ["[code: 9] Another one.\n"],
+            None,
+            "the server refuses this node: [code: 9] Another one.",
+            REFUSED_WAIT,
+        ),
+        (TRAINED[:1], UNKNOWN, UNKNOWN.said, REFUSED_WAIT),  # revoked while connected: Flower ends without a word
+        ([], UNKNOWN, UNKNOWN.said, REFUSED_WAIT),
+        ([], Obstacle(said="nothing listens there", refused=False), "nothing listens there", 1.0),
+        ([], None, "", 1.0),  # it crashed
+    ],
+)
+def test_why_a_supernode_ended_decides_what_is_said_and_how_long_the_next_one_waits(
+    tmp_path: Path, lines: list[str], obstacle: Obstacle | None, error: str, wait: float
+) -> None:
+    said, waited = end_of(tmp_path, lines, obstacle)
+    assert said == error
+    assert waited == pytest.approx(wait, abs=0.6)
 
 
 def test_a_server_that_is_away_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     away = "WARNING : Connection attempt failed, retrying in 1.00 seconds\n"
     back = "INFO : Connection successful after 2.00 seconds and 3 tries.\n"
-    supervise(tmp_path, [([*TRAINED[:1], away, away, back], 1.0)], why=lambda: "refuses connections")
+    supervise(
+        tmp_path,
+        [([*TRAINED[:1], away, away, back], 1.0)],
+        why=lambda: Obstacle(said="refuses connections", refused=False),
+    )
     said = [record.getMessage() for record in caplog.records if record.name == "site"]
     assert said[1:4] == ["connected: as node 42", "unreachable: refuses connections", "connected: again"]
 
@@ -235,7 +235,12 @@ def test_a_refused_bundle_leaves_the_node_connected(tmp_path: Path) -> None:
         return children[-1]
 
     supervisor = Supervisor(
-        launch, why=lambda: "", approved=tmp_path / "approved.json", state=tmp_path, clock=time.clock, sleep=time.sleep
+        launch,
+        why=lambda: None,
+        approved=tmp_path / "approved.json",
+        state=tmp_path,
+        clock=time.clock,
+        sleep=time.sleep,
     )
     supervisor.run()
     assert ("connected", refused) in seen
@@ -260,7 +265,12 @@ def test_another_approval_starts_the_supernode_anew_at_once(tmp_path: Path) -> N
         return Changing(time, [], 1000.0)
 
     supervisor = Supervisor(
-        launch, why=lambda: "", approved=tmp_path / "approved.json", state=tmp_path, clock=time.clock, sleep=time.sleep
+        launch,
+        why=lambda: None,
+        approved=tmp_path / "approved.json",
+        state=tmp_path,
+        clock=time.clock,
+        sleep=time.sleep,
     )
     supervisor.run()
     assert started[1] - started[0] < 2
