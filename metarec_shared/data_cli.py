@@ -57,7 +57,7 @@ def describe(directory: Directory, on_bad_rows: OnBadRows = BadRows.ERROR) -> No
     _print_summary(console, dataset)
     _print_lengths(console, dataset.interactions.lengths)
     for problem in dataset.problems:
-        console.print(f"Problem: {problem}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"Problem: {problem.sentence()}", style="yellow", markup=False, soft_wrap=True)
     if not dataset.problems:
         console.print("No problems found.")
 

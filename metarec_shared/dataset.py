@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.interactions import Interactions
 
+MOST_PLACES = 20
+_FEW_PLACES = 5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RatingScale:
@@ -31,14 +34,24 @@ class Problem:
         kind: Short name, for example ``"duplicate interactions"``.
         count: How many rows, users or items it concerns.
         handling: What was done, for example ``"the first is kept"``.
+        places: Where the first ``MOST_PLACES`` rows that were rejected stand, for example ``"line 17"``.
     """
 
     kind: str
     count: int
     handling: str
+    places: tuple[str, ...] = ()
+
+    def sentence(self, places: int = MOST_PLACES) -> str:
+        """Return the problem in words that name at most so many places."""
+        if not self.places:
+            return f"{self.count:,} {self.kind}: {self.handling}"
+        named = self.places[:places]
+        shown = ", ".join(named) + (", …" if self.count > len(named) else "")
+        return f"{self.count:,} {self.kind}: {self.handling} ({shown})"
 
     def __str__(self) -> str:
-        return f"{self.count:,} {self.kind}: {self.handling}"
+        return self.sentence(_FEW_PLACES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,7 +95,7 @@ def _read_edges(path: Path) -> tuple[list[str], NDArray[np.int64], NDArray[np.in
     weights = table.numbers("weight") if "weight" in table.columns else np.ones(len(table))
     wrong = ~(np.isfinite(weights) & (weights > 0)) | (ends[0] == "") | (ends[1] == "")
     if wrong.any():
-        where = table.where(int(wrong.argmax()))
+        where = table.place(int(wrong.argmax()))
         raise DataError(f"{path.name} {where}: an edge must have a head, a tail and a weight above 0")
     names, places = np.unique(np.concatenate(ends), return_inverse=True)
     heads, tails = places.reshape(2, -1)

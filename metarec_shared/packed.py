@@ -147,7 +147,12 @@ def _parse(values: dict[str, Any]) -> _Description:
         has_time=bool(values["has_time"]),
         rating_scale=None if scale is None else RatingScale(low=float(scale[0]), high=float(scale[1])),
         problems=tuple(
-            Problem(kind=str(found["kind"]), count=int(found["count"]), handling=str(found["handling"]))
+            Problem(
+                kind=str(found["kind"]),
+                count=int(found["count"]),
+                handling=str(found["handling"]),
+                places=_texts(found, "places") if "places" in found else (),  # not in the first packed folders
+            )
             for found in values["problems"]
         ),
         catalogue=catalogue,

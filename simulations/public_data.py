@@ -190,7 +190,7 @@ def _read(folder: Path, *, timed: bool = False) -> _Tables:
         if name not in interactions.columns:
             raise DataError(f"{interactions_file}: no column {name}, which matching needs")
     build_catalogue(items, settings)
-    interactions, _ = readable(interactions, interaction_faults(interactions, layout.scale), settings)
+    interactions = readable(interactions, interaction_faults(interactions, layout.scale), settings)
     columns = {name: interactions.text(name).to_pylist() for name in ("user_id", "item_id")}
     return _Tables(
         name=folder.resolve().name,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from metarec_shared.attributes import NOT_TOLD, attribute_hash
 from metarec_shared.catalogue import Catalogue
-from metarec_shared.dataset import Problem, RatingScale
+from metarec_shared.dataset import MOST_PLACES, Problem, RatingScale
 from metarec_shared.errors import DataError
 from metarec_shared.interactions import Interactions, starts
 from metarec_shared.readers.checks import id_faults, interaction_faults, readable
@@ -25,7 +25,7 @@ def build_catalogue(table: Table, settings: DataSettings) -> tuple[Catalogue, tu
     Raises:
         DataError: There is no item, an item has no id, or two have the same one.
     """
-    table, skipped = readable(table, id_faults(table, "item_id"), settings)
+    table = readable(table, id_faults(table, "item_id"), settings)
     if not len(table):
         raise DataError(f"{table.source}: holds no item")
     item_ids: list[str] = table.text("item_id").to_pylist()
@@ -34,8 +34,7 @@ def build_catalogue(table: Table, settings: DataSettings) -> tuple[Catalogue, tu
     titles = [" ".join(title.split()) for title in table.text("title").to_pylist()]
     further = zip(*(table.text(name).to_pylist() for name in names), strict=True) if names else [()] * len(titles)
     texts = [_sentence(title, parts) for title, parts in zip(titles, further, strict=True)]
-    problems = _problems(
-        ("unreadable item rows", skipped, "skipped"),
+    problems = _skipped(table, "unreadable item rows") + _problems(
         ("items without text", texts.count(""), "their id stands in"),
     )
     catalogue = Catalogue(
@@ -63,12 +62,12 @@ def build_interactions(
     Raises:
         DataError: A row cannot be read, or nothing is left.
     """
-    if not len(table) and not table.skipped:
+    if not len(table) and not len(table.skipped):
         raise DataError(f"{table.source}: holds no interaction")
     scale = set_scale(settings) or layout_scale
-    table, skipped = readable(table, interaction_faults(table, scale), settings)
+    table = readable(table, interaction_faults(table, scale), settings)
     if not len(table):
-        raise DataError(f"{table.source}: none of its {skipped:,} rows can be read as an interaction")
+        raise DataError(f"{table.source}: none of its {len(table.skipped):,} rows can be read as an interaction")
     rated, has_time = "rating" in table.columns, "timestamp" in table.columns
     ratings = table.numbers("rating") if rated else np.full(len(table), np.nan)
     times = table.numbers("timestamp") if has_time else np.zeros(len(table))
@@ -88,8 +87,7 @@ def build_interactions(
         ratings=ratings[rows].astype(np.float32),
         has_time=has_time,
     )
-    problems = _problems(
-        ("unreadable interaction rows", skipped, "skipped"),
+    problems = _skipped(table, "unreadable interaction rows") + _problems(
         ("interactions with unknown items", len(table) - len(known), "dropped"),
         ("duplicate interactions", len(known) - len(rows), "the first is kept"),
         ("short users", int((lengths < _SHORTEST_TASK).sum()), "kept, but too short to form a task"),
@@ -115,7 +113,7 @@ def build_attributes(
     """
     names = settings.attribute_names
     table = table.select({"user_id": "user_id"} | {f"attribute {name}": name for name in names})
-    table, skipped = readable(table, id_faults(table, "user_id"), settings)
+    table = readable(table, id_faults(table, "user_id"), settings)
     found = table.text("user_id")
     if len(found.unique()) < len(found):
         raise DataError(f"{table.source}: a user must have one row, got {len(found):,} rows of {len(found.unique()):,}")
@@ -126,8 +124,7 @@ def build_attributes(
         hashes = np.array([attribute_hash(name, value) for value in values.dictionary.to_pylist()], dtype=np.int64)
         told = hashes[values.indices.to_numpy()] if len(hashes) else np.zeros(0, dtype=np.int64)
         attributes[rows >= 0, column] = told[rows[rows >= 0]]
-    problems = _problems(
-        ("unreadable user rows", skipped, "skipped"),
+    problems = _skipped(table, "unreadable user rows") + _problems(
         ("users without attributes", int((attributes == NOT_TOLD).all(axis=1).sum()), "told apart by history alone"),
     )
     return attributes, problems
@@ -178,6 +175,11 @@ def _sentence(title: str, parts: Iterable[str]) -> str:
         if part:
             text += (" " if text.endswith((".", "!", "?")) else ". ") + part if text else part
     return text
+
+
+def _skipped(table: Table, kind: str) -> tuple[Problem, ...]:
+    count, places = len(table.skipped), table.skipped_places(MOST_PLACES)
+    return (Problem(kind=kind, count=count, handling="skipped", places=places),) if count else ()
 
 
 def _problems(*found: tuple[str, int, str]) -> tuple[Problem, ...]:

@@ -23,19 +23,19 @@ class Fault:
     message: Callable[[int], str]
 
 
-def readable(table: Table, faults: Iterable[Fault], settings: DataSettings) -> tuple[Table, int]:
-    """Return the rows without fault and how many were skipped, or raise for the first row that has one."""
+def readable(table: Table, faults: Iterable[Fault], settings: DataSettings) -> Table:
+    """Return the table without the rows that have a fault, or raise for the first row that has one."""
     faults = list(faults)
     bad = np.zeros(len(table), dtype=np.bool_)
     for fault in faults:
         bad |= fault.rows
     if not bad.any():
-        return table, table.skipped
+        return table
     if settings.on_bad_rows == "error":
         row = int(bad.argmax())
         message = next(fault.message(row) for fault in faults if fault.rows[row])
-        raise DataError(f"{table.source} {table.where(row)}: {message}")
-    return table.filter(~bad), table.skipped + int(bad.sum())
+        raise DataError(f"{table.source} {table.place(row)}: {message}")
+    return table.without(bad)
 
 
 def interaction_faults(table: Table, scale: RatingScale | None) -> Iterable[Fault]:

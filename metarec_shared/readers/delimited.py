@@ -6,9 +6,11 @@ import io
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
@@ -59,14 +61,14 @@ def read_delimited(
     header_lines = 0
     if names is None:
         names, header_lines = _header(path.name, content, dialect)
-    widths: list[tuple[int, int]] = []
+    widths: dict[int, int] = {}
 
     def note(row: Any) -> str:
-        widths.append((row.number - 1 - (header_lines > 0), row.actual_columns))
+        widths[row.number - 1 - (header_lines > 0)] = row.actual_columns
         return "skip"
 
-    def where(row: int) -> str:
-        return _place(content, dialect, row + (header_lines > 0))
+    def where(positions: Sequence[int]) -> tuple[str, ...]:
+        return _places(content, dialect, [position + (header_lines > 0) for position in positions])
 
     try:
         table = pa.csv.read_csv(
@@ -90,10 +92,10 @@ def read_delimited(
     except pa.ArrowInvalid as error:
         raise DataError(f"{path.name}: cannot be split into {len(names)} fields a row") from error
     if widths and settings.on_bad_rows == "error":
-        row, width = widths[0]
-        raise DataError(f"{path.name} {where(row)}: wanted {len(names)} fields, got {width}")
+        row, width = next(iter(widths.items()))
+        raise DataError(f"{path.name} {where([row])[0]}: wanted {len(names)} fields, got {width}")
     columns = {name: table.column(name).combine_chunks() for name in names}
-    return Table(source=path.name, columns=columns, where=where, skipped=len(widths))
+    return Table(source=path.name, columns=columns, where=where, skipped=np.array(list(widths), dtype=np.int64))
 
 
 def _decoded(path: Path, dialect: Dialect) -> bytes:
@@ -140,12 +142,13 @@ def _header(source: str, content: bytes, dialect: Dialect) -> tuple[list[str], i
     return names, line + sum(field.count("\n") for field in fields)
 
 
-def _place(content: bytes, dialect: Dialect, record: int) -> str:
-    """Say where a record stands. Reads the file again, this time slowly: only errors ask."""
+def _places(content: bytes, dialect: Dialect, records: Sequence[int]) -> tuple[str, ...]:
+    """Say where records stand. Reads the file again, this time slowly, up to the last: only bad rows ask."""
+    places = {record: f"row {record + 1}" for record in records}
     try:
-        for position, (line, _) in enumerate(_records(content, dialect)):
-            if position == record:
-                return f"line {line}"
+        for position, (line, _) in enumerate(islice(_records(content, dialect), max(records) + 1)):
+            if position in places:
+                places[position] = f"line {line}"
     except csv.Error:  # a field too long for this slower reader
         pass
-    return f"row {record + 1}"
+    return tuple(places.values())

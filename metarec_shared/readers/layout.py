@@ -41,7 +41,8 @@ class Layout:
         return self._find(directory, self.user_files)
 
     def __str__(self) -> str:
-        return f"{self.name} ({'|'.join(self.interaction_files)} with {'|'.join(self.item_files)})"
+        items = f" with {'|'.join(self.item_files)}" if self.item_files != self.interaction_files else ""
+        return f"{self.name} ({'|'.join(self.interaction_files)}{items})"
 
     def _find(self, directory: Path, patterns: tuple[str, ...]) -> Path | None:
         matches = sorted(

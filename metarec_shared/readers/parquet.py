@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from metarec_shared.errors import DataError
-from metarec_shared.readers.table import Table, check_names
+from metarec_shared.readers.table import Table, check_names, row_places
 
 
 def read_parquet(path: Path) -> Table:
@@ -24,7 +24,7 @@ def read_parquet(path: Path) -> Table:
     if not table.column_names:
         raise DataError(f"{path.name}: has no columns")
     columns = {name: _decoded(table.column(name)) for name in table.column_names}
-    return Table(source=path.name, columns=columns, where=lambda row: f"row {row + 1}")
+    return Table(source=path.name, columns=columns, where=row_places)
 
 
 def _decoded(column: pa.ChunkedArray) -> pa.Array:

@@ -10,7 +10,7 @@ from metarec_shared.catalogue import Catalogue
 from metarec_shared.dataset import Dataset, Problem
 from metarec_shared.errors import DataError
 from metarec_shared.packed import DESCRIPTION_FILE, read_packed, read_packed_catalogue
-from metarec_shared.readers import movielens_1m, movielens_100k, movielens_csv, own, recbole
+from metarec_shared.readers import movielens_1m, movielens_100k, movielens_csv, own, recbole, source
 from metarec_shared.readers.assemble import build_attributes, build_catalogue, build_interactions, set_scale
 from metarec_shared.readers.layout import Layout, TableLayout
 from metarec_shared.readers.table import Table
@@ -23,6 +23,7 @@ LAYOUTS: tuple[Layout, ...] = (
     movielens_csv.LAYOUT,
     recbole.LAYOUT,
     own.LAYOUT,
+    source.LAYOUT,
     PACKED,
 )
 
@@ -126,6 +127,8 @@ def layout_of(directory: Path, *, items_only: bool = False, interactions_only: b
     """
     if not directory.is_dir():
         raise DataError(f"{directory}: {'is no folder' if directory.exists() else 'no such folder'}")
+    if source.LAYOUT.find_interactions(directory):
+        return source.LAYOUT  # it says where the data lies, whatever else lies beside it
     with_items = _claiming(directory, Layout.find_items)
     found = [layout for layout in with_items if layout.find_interactions(directory)]
     if items_only:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -22,14 +22,14 @@ class Table:
     Attributes:
         source: Name of the file, for messages.
         columns: Column by name, in file order.
-        where: Place of a row (position) in the file, for example ``"line 17"``; valid while no row was dropped.
-        skipped: Rows that could not be split into fields and were left out.
+        where: From positions of rows in the file, rising, to their places there, for example ``"line 17"``.
+        skipped: Positions in the file, rising, of rows that were left out.
     """
 
     source: str
     columns: Mapping[str, pa.Array]
-    where: Callable[[int], str]
-    skipped: int = 0
+    where: Callable[[Sequence[int]], tuple[str, ...]]
+    skipped: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -40,17 +40,25 @@ class Table:
         Raises:
             DataError: A required column is missing.
         """
-        for name in required.values():
-            if name not in self.columns:  # the names found may be a first row of private data: leave them out
-                raise DataError(f"{self.source}: no column {name!r} among its {len(self.columns)} columns")
+        check_present(self.source, self.columns, required.values())
         wanted = {**required, **(optional or {})}
         present = {new: self.columns[old] for new, old in wanted.items() if old in self.columns}
         return dataclasses.replace(self, columns=present)
 
-    def filter(self, kept: NDArray[np.bool_]) -> "Table":
-        """Return the table of the rows where ``kept`` holds."""
-        mask = pa.array(kept)
-        return dataclasses.replace(self, columns={name: column.filter(mask) for name, column in self.columns.items()})
+    def without(self, bad: NDArray[np.bool_]) -> "Table":
+        """Return the table without the rows where ``bad`` holds, which count as skipped."""
+        mask = pa.array(~bad)
+        columns = {name: column.filter(mask) for name, column in self.columns.items()}
+        skipped = np.sort(np.concatenate([self.skipped, self._positions(np.flatnonzero(bad))]))
+        return dataclasses.replace(self, columns=columns, skipped=skipped)
+
+    def place(self, row: int) -> str:
+        """Return where a row of the table stands in the file."""
+        return self.where(self._positions(np.array([row])).tolist())[0]
+
+    def skipped_places(self, most: int) -> tuple[str, ...]:
+        """Return where the first ``most`` of the rows that were left out stand in the file."""
+        return self.where(self.skipped[:most].tolist()) if len(self.skipped) else ()
 
     def text(self, name: str) -> pa.StringArray:
         """Return a column as text without surrounding white space; what is absent is empty.
@@ -84,6 +92,11 @@ class Table:
         word = re.split(r"[\s,;|]", text, maxsplit=1)[0][:_LONGEST_WORD]
         return text if word == text else word + "…"
 
+    def _positions(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the positions in the file of rows of the table: those left out before a row move it on."""
+        before = np.searchsorted(self.skipped - np.arange(len(self.skipped)), rows, side="right")
+        return rows + before
+
 
 def holds_text(kind: pa.DataType) -> bool:
     """Whether values of an Arrow type have one obvious spelling as text."""
@@ -104,6 +117,18 @@ def as_number(text: str) -> float:
         return float(text) if text.isascii() and "_" not in text else np.nan
     except ValueError:
         return np.nan
+
+
+def row_places(positions: Sequence[int]) -> tuple[str, ...]:
+    """Return places of rows that have numbers alone, from 1."""
+    return tuple(f"row {position + 1}" for position in positions)
+
+
+def check_present(source: str, found: Collection[str], required: Iterable[str]) -> None:
+    """Raise a DataError if a column is missing among those found."""
+    for name in required:
+        if name not in found:  # the names found may be a first row of private data: leave them out
+            raise DataError(f"{source}: no column {name!r} among its {len(found)} columns")
 
 
 def check_names(source: str, names: Iterable[str]) -> None:

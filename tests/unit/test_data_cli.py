@@ -57,7 +57,15 @@ def test_describe_stops_at_a_bad_row_unless_told_to_skip_it(folder: Path) -> Non
     with pytest.raises(DataError, match="line 14: rating must be a number, got 'five'"):
         CliRunner().invoke(app, ["describe", str(folder)], catch_exceptions=False)
     result = CliRunner().invoke(app, ["describe", str(folder), "--on-bad-rows", "skip"], catch_exceptions=False)
-    assert "Problem: 1 unreadable interaction rows: skipped" in result.stdout
+    assert "Problem: 1 unreadable interaction rows: skipped (line 14)" in result.stdout
+
+
+def test_describe_lists_twenty_of_the_rows_that_were_skipped(folder: Path) -> None:
+    with (folder / "interactions.csv").open("a") as file:
+        file.write("7,1,five\n" * 21)
+    result = CliRunner().invoke(app, ["describe", str(folder), "--on-bad-rows", "skip"], catch_exceptions=False)
+    lines = ", ".join(f"line {line}" for line in range(14, 34))
+    assert f"Problem: 21 unreadable interaction rows: skipped ({lines}, …)\n" in result.stdout
 
 
 def test_describe_says_so_where_there_are_no_problems_and_no_ratings(folder: Path) -> None:
@@ -93,7 +101,7 @@ def test_pack_skips_rows_that_cannot_be_read_on_request(folder: Path) -> None:
         CliRunner().invoke(app, arguments, catch_exceptions=False)
     CliRunner().invoke(app, [*arguments, "--on-bad-rows", "skip"], catch_exceptions=False)
     result = CliRunner().invoke(app, ["describe", str(folder.parent / "packed")], catch_exceptions=False)
-    assert "Problem: 1 unreadable interaction rows: skipped" in result.stdout
+    assert "Problem: 1 unreadable interaction rows: skipped (line 14)" in result.stdout
 
 
 def test_download_passes_name_and_folder_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

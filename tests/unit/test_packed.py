@@ -20,7 +20,10 @@ from metarec_shared.settings import DataSettings, GeneratorSettings
 
 DATASET = replace(
     generate_dataset(GeneratorSettings(users=30, items=40, interactions=9)),
-    problems=(Problem(kind="duplicate interactions", count=3, handling="the first is kept"),),
+    problems=(
+        Problem(kind="duplicate interactions", count=3, handling="the first is kept"),
+        Problem(kind="unreadable interaction rows", count=2, handling="skipped", places=("line 4", "line 9")),
+    ),
 )
 USERS, INTERACTIONS = len(DATASET.interactions), len(DATASET.interactions.items)
 
@@ -68,6 +71,14 @@ def test_interactions_are_memory_maps_that_nobody_can_write_to(folder: Path) -> 
         assert isinstance(column, np.memmap)
         assert not column.flags.writeable
     assert histories.items.dtype == np.int32
+
+
+def test_a_data_set_packed_before_places_were_told_is_read(folder: Path) -> None:
+    described = json.loads((folder / "packed.json").read_text())
+    for problem in described["problems"]:
+        del problem["places"]
+    (folder / "packed.json").write_text(json.dumps(described))
+    assert [problem.places for problem in read_packed(folder).problems] == [(), ()]
 
 
 def test_a_packed_data_set_can_be_packed_again(folder: Path, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from metarec_shared.dataset import Dataset, RatingScale
+from metarec_shared.dataset import Dataset, Problem, RatingScale
 from metarec_shared.errors import DataError
 from metarec_shared.packed import write_packed
 from metarec_shared.readers import read_catalogue, read_dataset
+from metarec_shared.readers.delimited import CSV, read_delimited
 from metarec_shared.settings import DataSettings
 
 SKIP = DataSettings(on_bad_rows="skip")
@@ -226,7 +227,7 @@ def test_a_row_that_cannot_be_read_is_an_error_with_its_line(tmp_path: Path, row
 @pytest.mark.parametrize("row", BAD_ROWS)
 def test_a_row_that_cannot_be_read_is_skipped_and_counted_on_request(tmp_path: Path, row: str) -> None:
     dataset = read_dataset(own(tmp_path, interactions=f"{INTERACTIONS}\n{row}\n"), SKIP)
-    assert problems(dataset) == ["1 unreadable interaction rows: skipped"]
+    assert problems(dataset) == ["1 unreadable interaction rows: skipped (line 7)"]
     assert list(dataset.interactions.user_ids) == ["u0", "u1"]
 
 
@@ -234,6 +235,39 @@ def test_the_first_bad_row_is_the_one_reported(tmp_path: Path) -> None:
     folder = own(tmp_path, interactions=INTERACTIONS + "a,x,1,noon\na,x,five,1\n")
     with pytest.raises(DataError, match="line 6: timestamp must be a number, got 'noon'"):
         read_dataset(folder, DataSettings())
+
+
+def test_skipped_rows_are_listed_by_line_in_the_order_of_the_file_and_kept_ones_stay_as_they_were(
+    tmp_path: Path,
+) -> None:
+    rows = "a,x\n,x,1,1\na,x,1\n\na,x,five,1\n,,\n" + "b,x,1,1\n" + ",x,1,1\n" * 30
+    dataset = read_dataset(own(tmp_path, interactions=INTERACTIONS + rows), SKIP)
+    lines = [6, 7, 8, 10, 11, *range(13, 43)]
+    assert dataset.problems[0] == Problem(
+        kind="unreadable interaction rows",
+        count=35,
+        handling="skipped",
+        places=tuple(f"line {line}" for line in lines[:20]),
+    )
+    named = "line 6, line 7, line 8, line 10, line 11, …"
+    assert str(dataset.problems[0]) == f"35 unreadable interaction rows: skipped ({named})"
+    assert list(dataset.interactions.user_ids) == ["b", "u0", "u1"]
+
+
+def test_a_bad_row_behind_skipped_ones_is_found_in_its_own_line(tmp_path: Path) -> None:
+    table = read_delimited(own(tmp_path, items="item_id,title\n1\n2,a\n3\n4,b\n") / "items.csv", CSV, SKIP)
+    assert [table.place(row) for row in range(len(table))] == ["line 3", "line 5"]
+    left = table.without(np.array([True, False]))
+    assert (left.skipped_places(20), left.place(0)) == (("line 2", "line 3", "line 4"), "line 5")
+
+
+def test_skipped_rows_of_a_parquet_file_are_listed_by_number(tmp_path: Path) -> None:
+    own(tmp_path)
+    (tmp_path / "interactions.csv").unlink()
+    table = pa.table({"user_id": ["a", "", "a"], "item_id": ["x", "x", None], "rating": [1, 2, 3]})
+    pq.write_table(table, tmp_path / "interactions.parquet")
+    dataset = read_dataset(tmp_path, SKIP)
+    assert problems(dataset)[0] == "2 unreadable interaction rows: skipped (row 2, row 3)"
 
 
 def test_a_line_number_counts_line_breaks_inside_quotes(tmp_path: Path) -> None:
@@ -347,7 +381,7 @@ def test_items_that_make_no_catalogue_are_errors(tmp_path: Path, items: str, mes
 
 def test_unreadable_item_rows_are_skipped_and_counted_on_request(tmp_path: Path) -> None:
     dataset = read_dataset(own(tmp_path, items=ITEMS + ",Nameless,\nshort\n"), SKIP)
-    assert problems(dataset) == ["2 unreadable item rows: skipped"]
+    assert problems(dataset) == ["2 unreadable item rows: skipped (line 4, line 5)"]
 
 
 def test_undecodable_bytes_are_an_error_with_their_line(tmp_path: Path) -> None:
@@ -504,3 +538,15 @@ def test_a_packed_folder_keeps_its_own_items(tmp_path: Path) -> None:
     write_packed(read_dataset(own(tmp_path / "data"), DataSettings()), tmp_path / "packed")
     with pytest.raises(DataError, match=r"a packed folder has its own items, which data\.catalogue cannot replace"):
         read_dataset(tmp_path / "packed", DataSettings(catalogue=str(tmp_path / "data")))
+
+
+def test_a_source_needs_no_items_where_a_catalogue_is_named(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "catalogue").mkdir()
+    both = own(tmp_path / "site")
+    (both / "items.csv").rename(tmp_path / "catalogue" / "items.csv")
+    (both / "source.toml").write_text(
+        '[interactions]\nfile = "interactions.csv"\n\n[interactions.columns]\nuser_id = "user_id"\nitem_id = "item_id"\n'
+    )
+    dataset = read_dataset(both, DataSettings(catalogue=str(tmp_path / "catalogue")))
+    assert (dataset.layout, len(dataset.catalogue), len(dataset.interactions.items)) == ("source", 2, 4)
