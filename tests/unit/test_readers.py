@@ -546,7 +546,7 @@ def test_a_source_needs_no_items_where_a_catalogue_is_named(tmp_path: Path) -> N
     both = own(tmp_path / "site")
     (both / "items.csv").rename(tmp_path / "catalogue" / "items.csv")
     (both / "source.toml").write_text(
-        '[interactions]\nfile = "interactions.csv"\n\n[interactions.columns]\nuser_id = "user_id"\nitem_id = "item_id"\n'
+        '[interactions]\nfile = "interactions.csv"\ncolumns = { user_id = "user_id", item_id = "item_id" }\n'
     )
     dataset = read_dataset(both, DataSettings(catalogue=str(tmp_path / "catalogue")))
     assert (dataset.layout, len(dataset.catalogue), len(dataset.interactions.items)) == ("source", 2, 4)
