@@ -10,6 +10,8 @@ from metarec_shared.errors import LedgerError, PrivacyError, TrustError
 from metarec_shared.invitation import content_hash
 from metarec_shared.sources import load_dataset, load_item_features
 
+_PLACES = 20  # of rows that cannot be read, named each
+
 
 def catalogue(site: Site, approved: Approval) -> str:
     """Check that the catalogue is the approved one."""
@@ -37,7 +39,7 @@ def data(site: Site, approved: Approval) -> str:
         f"layout {dataset.layout}, {counts.users:,} users, {counts.interactions:,} interactions, "
         f"{len(dataset.catalogue):,} items"
     ]
-    return "; ".join(said + [str(problem) for problem in dataset.problems])
+    return "; ".join(said + [problem.sentence(_PLACES) for problem in dataset.problems])
 
 
 def excluded(site: Site, approved: Approval) -> str:
