@@ -109,7 +109,7 @@ def processes(site: Site) -> list[int]:
 def run_federation(link: Link, app: Path, catalogue: Path, out: Path) -> subprocess.CompletedProcess[str]:
     values = {
         **SMALL_RUN, "text.encoder": "random", "federation.rounds": 1, "federation.round-timeout": 200.0,
-        "data.path": str(catalogue), "run.out": str(out),
+        "data.path": str(catalogue), "run.out": str(out), "regression.enabled": False,
     }  # fmt: skip
     config = " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
     return flwr("run", ".", "here", "--stream", "--run-config", config, link=link, cwd=app)
