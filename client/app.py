@@ -5,6 +5,7 @@ import logging
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.consent import check_catalogue
 from client.data_source import load_node, load_target, site_settings
 from client.learner import Learner
 from client.meta_update import evaluate_nodes, meta_update
@@ -40,6 +41,7 @@ def _load(message: Message, context: Context) -> tuple[Learner | RatingLearner, 
         return load_target(settings), load_node(settings, context.node_config, context.node_id)
     path, policy = site_policy(context.node_config)
     policy.check_kind(message.metadata.message_type)
+    check_catalogue(context.node_config)
     learner = load_target(settings)
     guard = site_guard(policy, path, settings, learner.released, str(context.run_id))
     return learner, load_node(settings, context.node_config, context.node_id, guard)

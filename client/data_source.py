@@ -1,6 +1,6 @@
 """Which users a node holds: those in a folder of its own, or a part of a simulated federation's users."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import overload
@@ -8,6 +8,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from client.consent import NodeConfig, without_excluded
 from client.learner import Learner
 from client.node import Nodes
 from client.privacy.guard import SimulatedGuard, SiteGuard
@@ -19,8 +20,6 @@ from metarec_shared.privacy.terms import FEWEST_USERS_OF_A_SITE, run_terms
 from metarec_shared.settings import DataSettings, Settings
 from metarec_shared.sources import load_item_features, load_training_dataset
 from metarec_shared.split import Role
-
-NodeConfig = Mapping[str, bool | int | float | str]
 
 _OWN_KEYS = ("on-bad-rows", "rating-low", "rating-high", "item-vectors")
 
@@ -34,9 +33,9 @@ def site_settings(settings: Settings, node_config: NodeConfig) -> Settings:
     Args:
         settings: The run's settings.
         node_config: The node's own configuration: ``data-path``, and if need be ``on-bad-rows``, ``rating-low``,
-            ``rating-high`` and ``item-vectors``, the site's copy of the run's file, and ``user-attributes``, what the
-            site's users choose to tell: never what the run names. Without ``data-path`` the node is a simulated one,
-            and all settings are the run's.
+            ``rating-high``, ``catalogue-path``, where the items are if not beside the interactions, ``item-vectors``,
+            the site's copy of the run's file, and ``user-attributes``, what the site's users choose to tell: never what
+            the run names. Without ``data-path`` the node is a simulated one, and all settings are the run's.
 
     Raises:
         SettingsError: The configuration has a value that cannot be.
@@ -46,15 +45,19 @@ def site_settings(settings: Settings, node_config: NodeConfig) -> Settings:
     own = {f"data.{key}": node_config[key] for key in _OWN_KEYS if key in node_config}
     if "user-attributes" in node_config and settings.model.attribute_buckets:  # else no model would read them
         own["data.user-attributes"] = node_config["user-attributes"]
-    data = DataSettings(path=str(node_config["data-path"]), hold_out_items=settings.data.hold_out_items)
+    data = DataSettings(
+        path=str(node_config["data-path"]),
+        catalogue=str(node_config.get("catalogue-path", "")),
+        hold_out_items=settings.data.hold_out_items,
+    )
     return replace(settings, data=data).with_values(own, "node configuration")
 
 
 def load_node(settings: Settings, node_config: NodeConfig, node_id: int, guard: SiteGuard | None = None) -> Nodes:
     """Return the node that ``node_config`` describes.
 
-    A site names its folder (``data-path``) and itself (``name``). A simulation's engine sets ``partition-id`` and
-    ``num-partitions``, and the node holds that part of the run's data.
+    A site names its folder (``data-path``), itself (``name``) and the users to leave out (``excluded-file``). A
+    simulation's engine sets ``partition-id`` and ``num-partitions``, and the node holds that part of the run's data.
 
     Args:
         settings: The run's settings.
@@ -64,9 +67,10 @@ def load_node(settings: Settings, node_config: NodeConfig, node_id: int, guard: 
 
     Raises:
         DataError: The data cannot be used, or the configuration names neither a folder nor a partition.
+        Refusal: A site's file of excluded users cannot be read.
     """
     if "data-path" in node_config:
-        population = load_population(settings)
+        population = without_excluded(load_population(settings), node_config)
         users = np.arange(len(population.interactions))
         return Nodes(
             node_ids=np.array([node_id], dtype=np.uint64),

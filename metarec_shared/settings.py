@@ -67,6 +67,7 @@ class DataSettings:
     """Where interactions and the catalogue come from."""
 
     path: str = setting("", "folder with the data; empty: a generated catalogue and generated users")
+    catalogue: str = setting("", "folder with the items; empty: data.path")
     on_bad_rows: Literal["error", "skip"] = setting("error", "what to do with rows that cannot be read")
     hold_out_items: float = setting(
         0.0, "share of items hidden from training, for cold-item evaluation", low=0, high=0.9

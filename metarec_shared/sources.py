@@ -94,8 +94,8 @@ def load_training_dataset(settings: Settings) -> Dataset:
 
 def load_catalogue(settings: Settings) -> Catalogue:
     """Return the public catalogue, without reading any interaction."""
-    if settings.data.path:
-        return read_catalogue(Path(settings.data.path), settings.data)
+    if folder := settings.data.catalogue or settings.data.path:
+        return read_catalogue(Path(folder), settings.data)
     return generate_catalogue(settings.generator)
 
 
@@ -109,6 +109,8 @@ def training_items(settings: Settings, catalogue: Catalogue) -> TrainingItems:
 def _dataset(data: DataSettings, generator: GeneratorSettings) -> Dataset:
     if data.path:
         return read_dataset(Path(data.path), data)
+    if data.catalogue:
+        raise DataError("data.catalogue needs data.path: generated users know generated items")
     if data.attribute_names:
         raise DataError("data.user-attributes needs data.path: generated users have none")
     return generate_dataset(generator)

@@ -109,6 +109,7 @@ def _check_settings(path: Path, before: dict[str, Any], settings: Settings) -> N
     # Where things lie and run: it changes nothing but rounding, and the data itself is compared.
     free = {
         "run.out", "run.resume", "run.device", "run.memory-gb", "run.trackers", "run.tracking-folder", "data.path",
+        "data.catalogue",
     }  # fmt: skip
     changed = [key for key in now if key not in free and before.get(key) != now[key]]
     if changed:

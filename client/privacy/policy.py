@@ -17,7 +17,10 @@ from metarec_shared.privacy.accounting import Mechanism
 from metarec_shared.privacy.terms import FEWEST_USERS_OF_A_SITE, META_UPDATE, POPULARITY, Terms, run_terms
 from metarec_shared.settings import Settings, parse_table, read_toml, setting
 
-KINDS = ("query", "train", "evaluate")
+UNNOISED = ("evaluate", "query.moments")
+"""Types of messages whose answers nobody clips or noises."""
+
+KINDS = ("query", "train", *UNNOISED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ class Policy:
     popularity_releases: int = setting(3, "runs that may have item counts: budget is reserved for them", low=1)
     forbidden: str = setting("item_ids", "beginnings of names of parameters that are never released, by commas")
     messages: str = setting(
-        "", "types of messages that are answered, by commas; empty: query, train, and in mode none evaluate"
+        "", "types of messages that are answered, by commas; empty: query, train, in mode none evaluate, query.moments"
     )
     ledger: str = setting("ledger.sqlite", "the ledger's file, relative to this one")
     witness: str = setting("", "file of the ledger's witness, best on another disk, relative to this one")
@@ -133,8 +136,11 @@ def load_policy(path: Path) -> Policy:
     for kind in _listed(policy.messages):
         if kind not in KINDS:
             raise SettingsError(f"{path}: privacy.messages: no type {kind!r}; wanted some of {', '.join(KINDS)}")
-    if policy.mode != "none" and "evaluate" in _listed(policy.messages):
-        raise PrivacyError(f"{path}: privacy.messages: evaluation is not noised; take evaluate out, or set mode = none")
+    for kind in UNNOISED:
+        if policy.mode != "none" and kind in _listed(policy.messages):
+            raise PrivacyError(
+                f"{path}: privacy.messages: the answer to {kind} is not noised; take it out, or set mode = none"
+            )
     if policy.mode == "site" and policy.users < FEWEST_USERS_OF_A_SITE:
         raise PrivacyError(
             f"{path}: privacy.mode = site needs privacy.users of at least {FEWEST_USERS_OF_A_SITE}, got "

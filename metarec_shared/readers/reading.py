@@ -1,12 +1,13 @@
 """Find out a folder's layout and read it."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from metarec_shared.catalogue import Catalogue
-from metarec_shared.dataset import Dataset
+from metarec_shared.dataset import Dataset, Problem
 from metarec_shared.errors import DataError
 from metarec_shared.packed import DESCRIPTION_FILE, read_packed, read_packed_catalogue
 from metarec_shared.readers import movielens_1m, movielens_100k, movielens_csv, own, recbole, source
@@ -31,7 +32,8 @@ def read_dataset(directory: Path, settings: DataSettings) -> Dataset:
     """Read the interactions and items in a folder.
 
     Args:
-        directory: Folder in one of the known layouts.
+        directory: Folder in one of the known layouts; its items are passed over where the settings name another
+            folder for them.
         settings: What to do with rows that cannot be read, the ratings' scale where the layout does not fix it, and
             which attributes of users to read; where it names none, their file is not opened.
 
@@ -45,9 +47,11 @@ def read_dataset(directory: Path, settings: DataSettings) -> Dataset:
         DataError: The folder is missing, is in no known layout or in two, or its files cannot be read or used; or it
             has no attributes of users where some are wanted.
     """
-    layout = layout_of(directory, items_only=False)
+    layout = layout_of(directory, interactions_only=bool(settings.catalogue))
     if isinstance(layout, TableLayout):
         return _read_tables(directory, layout, settings)
+    if settings.catalogue:
+        raise DataError(f"{directory}: a packed folder has its own items, which data.catalogue cannot replace")
     if settings.attribute_names:
         raise DataError(f"{directory}: a packed folder holds no attributes of users; data.user-attributes wants some")
     return _rescaled(read_packed(directory), settings)
@@ -59,19 +63,22 @@ def read_catalogue(directory: Path, settings: DataSettings) -> Catalogue:
     Raises:
         DataError: The folder is missing, is in no known layout or in two, or its items cannot be read.
     """
+    return _read_items(directory, settings)[0]
+
+
+def _read_items(directory: Path, settings: DataSettings) -> tuple[Catalogue, tuple[Problem, ...]]:
     layout = layout_of(directory, items_only=True)
     if not isinstance(layout, TableLayout):
-        return read_packed_catalogue(directory)
+        return read_packed_catalogue(directory), ()
     items_file = layout.find_items(directory)
     assert items_file is not None
-    return build_catalogue(layout.read_items(items_file, settings), settings)[0]
+    return build_catalogue(layout.read_items(items_file, settings), settings)
 
 
 def _read_tables(directory: Path, layout: TableLayout, settings: DataSettings) -> Dataset:
-    interactions_file, items_file = layout.find_interactions(directory), layout.find_items(directory)
+    interactions_file = layout.find_interactions(directory)
     assert interactions_file is not None
-    assert items_file is not None
-    catalogue, item_problems = build_catalogue(layout.read_items(items_file, settings), settings)
+    catalogue, item_problems = _read_items(Path(settings.catalogue or directory), settings)
     table = layout.read_interactions(interactions_file, settings)
     interactions, scale, problems = build_interactions(table, catalogue, layout.scale, settings)
     if settings.attribute_names:
@@ -107,12 +114,13 @@ def _rescaled(dataset: Dataset, settings: DataSettings) -> Dataset:
     return replace(dataset, rating_scale=scale)
 
 
-def layout_of(directory: Path, *, items_only: bool = False) -> Layout:
+def layout_of(directory: Path, *, items_only: bool = False, interactions_only: bool = False) -> Layout:
     """Return the layout of a folder.
 
     Args:
         directory: The folder.
         items_only: Whether it may lack interactions.
+        interactions_only: Whether it may lack items.
 
     Raises:
         DataError: The folder is missing, or is in no known layout or in two.
@@ -121,19 +129,26 @@ def layout_of(directory: Path, *, items_only: bool = False) -> Layout:
         raise DataError(f"{directory}: {'is no folder' if directory.exists() else 'no such folder'}")
     if source.LAYOUT.find_interactions(directory):
         return source.LAYOUT  # it says where the data lies, whatever else lies beside it
-    claimed: dict[Path, Layout] = {}
-    for layout in LAYOUTS:
-        if items_file := layout.find_items(directory):
-            claimed.setdefault(items_file, layout)  # u.item is MovieLens 100K's, though RecBole's *.item fits it
-    with_items = list(claimed.values())
-    complete = [layout for layout in with_items if layout.find_interactions(directory)]
-    found = complete or (with_items if items_only else [])
+    with_items = _claiming(directory, Layout.find_items)
+    found = [layout for layout in with_items if layout.find_interactions(directory)]
+    if items_only:
+        found = found or with_items
+    if interactions_only:
+        found = found or _claiming(directory, Layout.find_interactions)
     if len(found) > 1:
         names = " and ".join(map(str, found))
         raise DataError(f"{directory}: the layout is ambiguous, the files fit {names}; keep the files of one")
     if not found:
         raise DataError(_nothing_found(directory, with_items))
     return found[0]
+
+
+def _claiming(directory: Path, find: Callable[[Layout, Path], Path | None]) -> list[Layout]:
+    claimed: dict[Path, Layout] = {}
+    for layout in LAYOUTS:
+        if file := find(layout, directory):
+            claimed.setdefault(file, layout)  # u.item is MovieLens 100K's, though RecBole's *.item fits it
+    return list(claimed.values())
 
 
 def _nothing_found(directory: Path, with_items: list[Layout]) -> str:

@@ -19,7 +19,7 @@ _TYPES = ("token", "token_seq", "float", "float_seq")
 
 
 def _read_interactions(path: Path, settings: DataSettings) -> Table:
-    if not path.with_suffix(".item").is_file():
+    if not settings.catalogue and not path.with_suffix(".item").is_file():
         raise DataError(f"{path.parent}: {path.name} wants {path.stem}.item beside it, got another item file")
     table, _ = _read(path, settings)
     return table.select({"user_id": "user_id", "item_id": "item_id"}, {"rating": "rating", "timestamp": "timestamp"})

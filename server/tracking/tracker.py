@@ -15,7 +15,9 @@ from metarec_shared.settings import Scalar, Settings
 PROJECT = "metarec"
 """What runs are filed under where a tracker keeps several."""
 
-_PLACES = ("run.out", "run.init", "run.tracking-folder", "data.path", "data.item-vectors", "evaluation.onto")
+_PLACES = (
+    "run.out", "run.init", "run.tracking-folder", "data.path", "data.catalogue", "data.item-vectors", "evaluation.onto",
+)  # fmt: skip
 _PHASES = ("train", "validation")
 
 

@@ -34,7 +34,7 @@ TRIALS_FOLDER = "trials"
 _NAME = "metarec"
 _ABOUT = "about"
 _HOPELESS = 3  # failures before any trial works
-_PLACES = {"run.out": "", "run.device": "auto", "run.memory-gb": 0.0, "data.path": ""}
+_PLACES = {"run.out": "", "run.device": "auto", "run.memory-gb": 0.0, "data.path": "", "data.catalogue": ""}
 _DROPPED = ("README.md", "model.json", "model.safetensors", "resume.safetensors", "catalogue.json")
 
 

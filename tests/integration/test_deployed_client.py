@@ -12,7 +12,7 @@ from flwr.app import Context, Message, RecordDict
 from client.app import app as client_app
 from client.data_source import load_population
 from client.privacy.ledger import Ledger
-from client.privacy.policy import load_policy
+from client.privacy.policy import Policy, load_policy
 from metarec_shared import sources, wire
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import (
@@ -326,7 +326,8 @@ def test_nothing_is_released_when_the_charge_fails(site: Path, monkeypatch: pyte
         (('witness = "elsewhere/witness.json"', ""), PrivacyError, "witness must name a second file"),
         (("[privacy]", "[private]"), SettingsError, r"wanted one table \[privacy\], got private"),
         (("users = 120", 'users = 120\nmessages = "train,gossip"'), SettingsError, "no type 'gossip'"),
-        (("users = 120", 'users = 120\nmessages = "evaluate"'), PrivacyError, "evaluation is not noised"),
+        (("users = 120", 'users = 120\nmessages = "evaluate"'), PrivacyError, "the answer to evaluate is not noised"),
+        (("users = 120", 'users = 120\nmessages = "query.moments"'), PrivacyError, "query.moments is not noised"),
         (("users = 120", "users = 120 120"), SettingsError, "not TOML"),
     ],
 )
@@ -390,3 +391,10 @@ def test_a_site_that_solves_its_noise_from_epsilon_declares_what_the_server_expe
         odd = replace(enrollment.terms, sampling_rate=rate)
         with pytest.raises(WireError, match=r"terms of privacy: .*sampling rate"):
             check_terms(replace(enrollment, terms=odd), settings)
+
+
+def test_moments_of_tasks_are_answered_only_where_nobody_is_protected() -> None:
+    Policy(mode="none").check_kind("query.moments")
+    for refused in (Policy(mode="site"), Policy(mode="none", messages="query,train")):
+        with pytest.raises(Refusal, match=r"messages of type query\.moments are not answered here"):
+            refused.check_kind("query.moments")

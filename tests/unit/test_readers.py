@@ -12,6 +12,7 @@ import pytest
 
 from metarec_shared.dataset import Dataset, Problem, RatingScale
 from metarec_shared.errors import DataError
+from metarec_shared.packed import write_packed
 from metarec_shared.readers import read_catalogue, read_dataset
 from metarec_shared.readers.delimited import CSV, read_delimited
 from metarec_shared.settings import DataSettings
@@ -502,3 +503,50 @@ def test_real_data_is_read_whole(
     assert dataset.interactions.user_ids[1] == "2"
     assert {problem.kind for problem in dataset.problems} <= {"short users"}
     assert read_catalogue(real_data(name), DataSettings()) == dataset.catalogue
+
+
+@pytest.mark.parametrize("name", LAYOUT_FILES)
+def test_items_may_lie_in_a_folder_of_their_own(tmp_path: Path, name: str) -> None:
+    (tmp_path / "both").mkdir()
+    (tmp_path / "private").mkdir()
+    both, private = write(tmp_path / "both", LAYOUT_FILES[name]), tmp_path / "private"
+    together = read_dataset(both, DataSettings())
+    interactions = next(
+        file for file in LAYOUT_FILES[name] if file.startswith(("ratings", "u.data", "film.inter", "inter"))
+    )
+    (both / interactions).rename(private / interactions)
+    apart = read_dataset(private, DataSettings(catalogue=str(both)))
+    assert apart.catalogue == together.catalogue
+    assert apart.interactions.items.tolist() == together.interactions.items.tolist()
+    assert (apart.name, apart.layout, apart.rating_scale) == ("private", name, together.rating_scale)
+    with pytest.raises(DataError, match=r"layout .* also wants"):
+        read_dataset(both, DataSettings(catalogue=str(both)))
+
+
+def test_items_beside_interactions_are_passed_over_where_others_are_named(tmp_path: Path) -> None:
+    for folder in ("data", "catalogue"):
+        (tmp_path / folder).mkdir()
+    own(tmp_path / "data")
+    write(tmp_path / "catalogue", {"items.csv": "item_id,title\n007,Another\n"})
+    dataset = read_dataset(tmp_path / "data", DataSettings(catalogue=str(tmp_path / "catalogue")))
+    assert dataset.catalogue.titles == ("Another",)
+    assert str(dataset.problems[0]) == "2 interactions with unknown items: dropped"
+
+
+def test_a_packed_folder_keeps_its_own_items(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write_packed(read_dataset(own(tmp_path / "data"), DataSettings()), tmp_path / "packed")
+    with pytest.raises(DataError, match=r"a packed folder has its own items, which data\.catalogue cannot replace"):
+        read_dataset(tmp_path / "packed", DataSettings(catalogue=str(tmp_path / "data")))
+
+
+def test_a_source_needs_no_items_where_a_catalogue_is_named(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "catalogue").mkdir()
+    both = own(tmp_path / "site")
+    (both / "items.csv").rename(tmp_path / "catalogue" / "items.csv")
+    (both / "source.toml").write_text(
+        '[interactions]\nfile = "interactions.csv"\ncolumns = { user_id = "user_id", item_id = "item_id" }\n'
+    )
+    dataset = read_dataset(both, DataSettings(catalogue=str(tmp_path / "catalogue")))
+    assert (dataset.layout, len(dataset.catalogue), len(dataset.interactions.items)) == ("source", 2, 4)

@@ -1,0 +1,61 @@
+"""Invitations and sites for tests."""
+
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from client.site.folder import Site, load_site
+from client.site.setup import init_site
+from metarec_shared.invitation import AUTHORITY, BUNDLE, CATALOGUE, Invitation, content_hash, file_hash, seal
+from tests.certificates import Authority
+
+ITEMS, USERS = 30, 150
+
+
+def make_invitation(
+    folder: Path,
+    key: Ed25519PrivateKey,
+    *,
+    authority: Authority | None = None,
+    server: str = "127.0.0.1:9092",
+    bundle: bytes = b"a bundle",
+    items: int = ITEMS,
+    text_encoder: str = "random",
+) -> Path:
+    """Write an invitation; return its folder."""
+    (folder / CATALOGUE).mkdir(parents=True)
+    titles = [f"{i},A film about number {i}" for i in range(items)]
+    (folder / CATALOGUE / "items.csv").write_text("\n".join(["item_id,title", *titles]) + "\n")
+    (authority or Authority.new()).write(folder / AUTHORITY)
+    (folder / BUNDLE).write_bytes(bundle)
+    terms = Invitation(
+        federation="films",
+        server=server,
+        metarec=version("metarec"),
+        text_encoder=text_encoder,
+        authority=file_hash(folder / AUTHORITY),
+        bundle=file_hash(folder / BUNDLE),
+        catalogue=content_hash(folder / CATALOGUE),
+    )
+    seal(folder, terms, key)
+    return folder
+
+
+def resealed(folder: Path, key: Ed25519PrivateKey, **changes: str) -> None:
+    """Sign an invitation's terms anew after changes to them."""
+    import json
+
+    terms = Invitation(**json.loads((folder / "invitation.json").read_text()))
+    seal(folder, replace(terms, **changes), key)
+
+
+def make_site(folder: Path, invitation: Path, *, mode: str = "none") -> Site:
+    """Make a site with interactions of 150 users."""
+    init_site(folder, invitation, "clinic", mode=mode)  # type: ignore[arg-type]
+    rng = np.random.default_rng(0)
+    rows = [f"u{user},{item}" for user in range(USERS) for item in rng.permutation(ITEMS)[: rng.integers(4, 15)]]
+    (folder / "data" / "interactions.csv").write_text("\n".join(["user_id,item_id", *rows]) + "\n")
+    return load_site(folder)
