@@ -1,0 +1,246 @@
+"""A coordinator and three sites, data from PostgreSQL, CSV and Parquet, over TLS; and what happens to them."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from sqlalchemy import create_engine
+
+from client.privacy.ledger import Ledger
+from tests.e2e.comparison import assert_close_runs
+from tests.e2e.partner_sites import Federation, federation, free_ports, ok, write_data
+from tests.e2e.processes import lines_of, started, wait_until
+from tests.postgres import new_database, postgres, read_only_role
+from tests.small import SMALL_RUN
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")]
+
+SITES = ("000000000", "000000001", "000000002")
+"""The names that a simulation gives its nodes."""
+
+USERS = 420
+ROUNDS = 5
+SETTINGS = {
+    key: value for key, value in SMALL_RUN.items() if not key.startswith("generator.") and key != "federation.rounds"
+} | {"federation.cohort": 60, "federation.round-timeout": 120.0, "federation.evaluate-every": 5}
+
+
+def options(**values: object) -> list[str]:
+    changes = {key.replace("__", ".").replace("_", "-"): value for key, value in values.items()}
+    return [part for key, value in {**SETTINGS, **changes}.items() for part in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("federation")
+
+
+@pytest.fixture(scope="module")
+def running(root: Path) -> Iterator[Federation]:
+    """Return a federation whose server and sites run; the first site reads a database, as a role that may only read."""
+    parts = write_data(root / "whole", USERS, len(SITES))
+    with postgres(root) as address, federation(root) as made:
+        (root / "shop.url").touch(mode=0o600)
+        (root / "shop.url").write_text(_fill_database(address, parts[0]))
+        port = str(made.port)
+        ok(made.command("server", "init", made.home, "--port", port, "--catalogue", root / "whole"))
+        made.start_server()
+        for place, (name, part) in enumerate(zip(SITES, parts, strict=True)):
+            _make_site(made, name)
+            data = made.sites[name] / "data"
+            if place == 0:
+                (data / "source.toml").write_text(SOURCE.format(url=root / "shop.url"))
+            elif place == 1:
+                part.to_csv(data / "interactions.csv", index=False)
+            else:
+                part.to_parquet(data / "interactions.parquet", index=False)
+            made.start(name)
+        made.wait_for(SITES)
+        yield made
+
+
+SOURCE = """
+[interactions]
+url-file = "{url}"
+table = "orders"
+incremental = "number"
+
+[interactions.columns]
+user_id = "customer"
+item_id = "sku"
+rating = "stars"
+timestamp = "ordered"
+"""
+
+
+def _fill_database(address: str, part: pd.DataFrame) -> str:
+    """Put a site's part into a database, and return the address for a role that may only read it."""
+    database = new_database(address, "shop")
+    engine = create_engine(database)
+    orders = part.rename(columns={"user_id": "customer", "item_id": "sku", "rating": "stars", "timestamp": "ordered"})
+    orders.insert(0, "number", range(len(orders)))
+    orders.to_sql("orders", engine, index=False)
+    engine.dispose()
+    return read_only_role(database, "reader", "orders")
+
+
+def _make_site(made: Federation, name: str) -> None:
+    folder = made.root / name
+    made.sites[name] = folder
+    invitation = made.home / "invitation"
+    ok(made.command("site", "init", folder, "--invitation", invitation, "--name", name, "--mode", "none"))
+    settings = folder / "site.toml"
+    settings.write_text(settings.read_text().replace("port = 9094", f"port = {free_ports(1)[0]}", 1))
+    ok(made.command("server", "enroll", made.home, folder / "site.key.pub", "--name", name))
+
+
+def run(made: Federation, name: str, *more: str, **values: object) -> subprocess.CompletedProcess[str]:
+    arguments = ["--name", name, "--rounds", str(ROUNDS), *options(federation__min_nodes=2, **values), *more]
+    return made.command("server", "run", made.home, *arguments, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(running: Federation) -> Path:
+    """Return the folder of a run that nothing happened to."""
+    said = ok(run(running, "undisturbed"))
+    assert "finished: metarec recommend" in said
+    return running.home / "runs" / "undisturbed"
+
+
+def test_every_site_passes_its_own_check(running: Federation) -> None:
+    checks = json.loads(ok(running.command("site", "check", running.sites[SITES[0]], "--json")))
+    assert {one["name"] for one in checks} >= {"data", "catalogue", "privacy", "server", "clock", "enrolment", "disk"}
+    assert [one for one in checks if not one["passed"]] == []
+
+
+def test_a_run_on_sites_is_the_simulation_of_the_same_nodes(running: Federation, undisturbed: Path) -> None:
+    out = running.root / "simulated"
+    arguments = ["--data", running.root / "whole", "--nodes", "3", "--out", out, "--no-baselines"]
+    ok(running.command("simulate", *arguments, *options(federation__rounds=ROUNDS)))
+    assert_close_runs(out, undisturbed)
+    simulated, deployed = (json.loads((run / "result.json").read_text()) for run in (out, undisturbed))
+    assert deployed.keys() == simulated.keys()
+    for key in ("rounds", "best_round", "nodes", "training_users", "parameters", "text_encoder"):
+        assert deployed[key] == simulated[key], key
+    assert deployed["best_validation"] == pytest.approx(simulated["best_validation"], abs=1e-5)
+
+
+def test_a_server_that_is_killed_in_a_round_goes_on_to_the_same_parameters(
+    running: Federation, undisturbed: Path
+) -> None:
+    folder = running.home / "runs" / "disturbed"
+    arguments = ["--name", "disturbed", "--rounds", str(ROUNDS), *options(federation__min_nodes=2), "--detach"]
+    ok(running.command("server", "run", running.home, *arguments))
+    wait_until(lambda: lines_of(folder / "metrics.jsonl") >= 2, "two rounds")
+    running.kill("server")
+    running.start_server()
+    running.wait_for(SITES)
+    ok(run(running, "disturbed", "--resume"))
+    assert_close_runs(undisturbed, folder)
+    assert lines_of(folder / "metrics.jsonl") == ROUNDS
+
+
+def test_a_site_that_is_killed_in_a_round_is_missed_and_comes_back(running: Federation) -> None:
+    folder, victim = running.home / "runs" / "absent", SITES[1]
+    values = {"federation__round_timeout": 45.0, "regression__enabled": False, "federation__min_nodes": 2}
+    arguments = ["--name", "absent", "--rounds", "6", *options(**values), "--detach"]
+    ok(running.command("server", "run", running.home, *arguments))
+    wait_until(lambda: lines_of(folder / "metrics.jsonl") >= 1, "a round")
+    os.kill(running.processes[victim].pid, signal.SIGKILL)  # its SuperNode ends with it
+    running.processes[victim].wait()
+    wait_until(lambda: lines_of(folder / "metrics.jsonl") >= 2, "a round without the site")
+    running.start(victim)
+    wait_until((folder / "result.json").exists, "the run ends")
+    rounds = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["nodes"] for line in rounds][:2] == [3, 2], "the others went on"
+    assert rounds[-1]["nodes"] == 3, "it took part again"
+    failures = [json.loads(line) for line in (folder / "failures.jsonl").read_text().splitlines()]
+    assert {failure["name"] for failure in failures} == {victim}
+    status = json.loads(ok(running.command("server", "status", running.home, "--json")))
+    told = next(run for run in status["runs"] if run["name"] == "absent")["failures"]
+    assert told[0]["site"] == victim
+    assert sum(one["count"] for one in told) == len(failures)
+
+
+def test_five_private_rounds_are_five_rows_in_each_ledger(running: Federation) -> None:
+    terms = {
+        "privacy.mode": "site", "privacy.noise-multiplier": 1.0, "privacy.sampling-rate": 0.1,
+        "privacy.popularity-noise": 10.0, "federation.clip-norm": 1.0,
+    }  # fmt: skip
+    for folder in running.sites.values():
+        (folder / "privacy.toml").write_text(PRIVACY)
+        ledger = ["--ledger", folder / "ledger.sqlite", "--witness", folder / "witness.json"]
+        budget = ["--epsilon", "8", "--delta", "1e-5", "--noise-multiplier", "1", "--sampling-rate", "0.1"]
+        ok(running.command("privacy", "init", *ledger, *budget, "--popularity-noise", "10"))
+    more = [part for key, value in terms.items() for part in ("--set", f"{key}={value}")]
+    ok(run(running, "private", *more))
+    for folder in running.sites.values():
+        releases = Ledger.open(folder / "ledger.sqlite", folder / "witness.json").releases()
+        rounds = [one.round_number for one in releases if one.mechanism.name == "meta-update"]
+        assert rounds == [1, 2, 3, 4, 5]
+    result = json.loads((running.home / "runs" / "private" / "result.json").read_text())
+    simulated = json.loads((running.root / "simulated" / "result.json").read_text())
+    assert result.keys() == simulated.keys()
+    assert result["privacy"]["mode"] == "site"
+
+
+PRIVACY = """
+[privacy]
+mode = "site"
+users = 100
+clip-norm = 1.0
+noise-multiplier = 1.0
+sampling-rate = 0.1
+popularity-noise = 10.0
+ledger = "ledger.sqlite"
+witness = "witness.json"
+"""
+
+
+def test_a_revoked_site_gets_nothing_more_and_the_others_go_on(running: Federation) -> None:
+    gone = SITES[2]
+    ok(running.command("server", "revoke", running.home, gone))
+    check = running.command("site", "check", running.sites[gone], "--json")
+    assert check.returncode == 1
+    failed = {one["name"]: one["said"] for one in json.loads(check.stdout) if not one["passed"]}
+    assert "does not know this key" in failed["enrolment"]
+    assert set(running.states()) == set(SITES) - {gone}
+    log = running.log(gone)
+    wait_until(lambda: "key" in log.read_text()[-5000:], "the site's log says why")
+
+
+def test_plain_text_and_random_bytes_at_the_port_change_nothing(running: Federation) -> None:
+    import random
+    import socket
+
+    draw = random.Random(0)
+    for _ in range(1000):
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as one:
+            one.sendall(draw.randbytes(draw.randrange(1, 300)))
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as one:
+        one.sendall(b"GET /v1/control/list-runs HTTP/1.1\r\nHost: here\r\n\r\n")
+        one.settimeout(10)
+        answer = one.recv(100)
+        assert not answer.startswith(b"HTTP/1.1 200")
+    assert running.states()[SITES[0]] == "online"
+
+
+def test_stopping_a_site_leaves_no_process(root: Path) -> None:
+    """The runbook's first steps again, with nothing but a site that waits for its server."""
+    with federation(root / "alone") as made:
+        (root / "alone").mkdir(exist_ok=True)
+        ok(made.command("server", "init", made.home, "--port", str(made.port), "--catalogue", root / "whole"))
+        ok(
+            made.command(
+                "site", "init", root / "alone" / "site", "--invitation", made.home / "invitation", "--name", "x"
+            )
+        )
+        with started("site", "start", root / "alone" / "site", env=made.env, log=root / "alone.log") as process:
+            wait_until(lambda: (root / "alone" / "site" / "state" / "status.json").exists(), "it started", process)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
