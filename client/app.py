@@ -75,7 +75,8 @@ def answer(learner: Learner | RatingLearner, nodes: Nodes, content: RecordDict, 
             return wire.pack_meta_update(update, learner.settings.traffic.update_bits, rounding)
         case _:
             judge = wire.unpack_request(EvaluateRequest, content)
-            parameters, additions = wire.request_parameters(content), wire.request_additions(content, learner.items)
+            parameters = wire.request_parameters(content)
+            additions = wire.request_additions(content, judge.cells, learner.items)
             return wire.pack_evaluation(evaluate_nodes(learner, parameters, nodes, judge, additions))
 
 

@@ -32,8 +32,10 @@ from metarec_shared.evaluation import (
 )
 from metarec_shared.exchange import (
     Additions,
+    Cell,
     EvaluateRequest,
     Evaluation,
+    Judged,
     MetaUpdate,
     Parameters,
     TrainRequest,
@@ -160,7 +162,8 @@ def evaluate_nodes(
         parameters: The meta-initialization.
         nodes: Whose users are judged.
         request: How.
-        additions: What is added to the model's scores, in how many ways; None: nothing.
+        additions: What is added to the model's scores, in how many ways; None: nothing. With some, a node without
+            timestamps judges nobody in time order.
 
     Raises:
         WireError: The parameters or the catalogue are not this learner's.
@@ -169,26 +172,29 @@ def evaluate_nodes(
     if nodes.guard is not None:
         raise Refusal("metrics of users are not noised, so they are not released")
     learner.check_catalogue(request.catalogue)
-    if additions is not None and request.order == "time" and not nodes.population.interactions.has_time:
-        return Evaluation(sums={}, users=0, nodes=len(nodes))
     learner.load(parameters)
     if isinstance(learner, RatingLearner):
-        return learner.errors(nodes, request)
-    batches = _evaluation_batches(learner, nodes, request)
-    if not batches:
-        return Evaluation(sums={}, users=0, nodes=len(nodes))
-    scorer = model_scorer(learner.model, adapt=request.adapt)
-    with tiny_numbers_flushed():
+        errors = [learner.errors(nodes, request, cell.support) for cell in request.cells]
+        return Evaluation(cells=errors, nodes=len(nodes))
+    scorer, k = model_scorer(learner.model, adapt=request.adapt), learner.settings.evaluation.k
+
+    def judged(cell: Cell) -> Judged:
+        untimed = cell.order == "time" and not nodes.population.interactions.has_time
+        batches = [] if untimed and additions is not None else _evaluation_batches(learner, nodes, request, cell)
+        if not batches:
+            return Judged(users=0, sums={})
         if additions is None:
-            metrics = evaluate(scorer, batches, learner.settings.evaluation.k)
+            metrics = evaluate(scorer, batches, k)
+            sums = {name: [float(values.sum())] for name, values in metrics.items() if name != "auc"}
         else:
-            added = _added(additions, learner)
-            metrics = evaluate_blends(scorer, added, additions.blends, batches, learner.settings.evaluation.k)
-    return Evaluation(
-        sums={name: float(values.sum()) for name, values in metrics.items() if not name.startswith("auc")},
-        users=sum(len(batch) for batch in batches),
-        nodes=len(nodes),
-    )
+            found = evaluate_blends(scorer, added, additions.blends[cell], batches, k)
+            sums = {f"ndcg@{k}": [float(values.sum()) for values in found]}
+        return Judged(users=sum(len(batch) for batch in batches), sums=sums)
+
+    with tiny_numbers_flushed():
+        added = [] if additions is None else _added(additions, learner)
+        cells = [judged(cell) for cell in request.cells]
+    return Evaluation(cells=cells, nodes=len(nodes))
 
 
 def _added(additions: Additions, learner: Learner) -> list[Scorer]:
@@ -258,18 +264,16 @@ def _draw_histories(
     return histories.to(learner.device), torch.from_numpy(weights[rows]).to(learner.device)
 
 
-def _evaluation_batches(learner: Learner, nodes: Nodes, request: EvaluateRequest) -> list[TaskBatch]:
-    """Return the tasks of the judged users, drawn once for as long as the same nodes are asked the same."""
-    sizes = learner.settings.evaluation
-    users = nodes.judged(request.role, request.sampling_rate)
-    key = (id(nodes.population), users.tobytes(), request.order, request.support, request.draws, request.rating_scale)
+def _evaluation_batches(learner: Learner, nodes: Nodes, request: EvaluateRequest, cell: Cell) -> list[TaskBatch]:
+    """Return the tasks of the users judged in a cell, drawn once for as long as the same nodes are asked the same."""
+    query, scale = learner.settings.evaluation.query, request.rating_scale
+    users, draws = nodes.judged(request.role, request.sampling_rate), request.draws if cell.order == "random" else 1
+    key = (id(nodes.population), users.tobytes(), cell, draws, scale)
     if learner.drawn_for_evaluation is None or learner.drawn_for_evaluation[0] != key:
         tasks = [
             task
-            for draw in range(request.draws)
-            for task in cold_user_tasks(
-                nodes.population, users, request.order, request.support, sizes.query, request.rating_scale, draw
-            )
+            for draw in range(draws)
+            for task in cold_user_tasks(nodes.population, users, cell.order, cell.support, query, scale, draw)
         ]
         learner.drawn_for_evaluation = (key, batched(tasks, min(USERS_AT_ONCE, learner.users_at_once)))
     return learner.drawn_for_evaluation[1]

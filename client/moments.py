@@ -19,11 +19,13 @@ def moments_of(learner: Learner, nodes: Nodes, request: MomentsRequest) -> Momen
         raise Refusal("second moments of users' tasks are not noised, so they are not released")
     items, histories, sizes = learner.items, nodes.population.interactions, learner.settings
     users = nodes.users[nodes.users_in(Role.TRAINING)]
-    if request.order == "time":
-        users = users if histories.has_time else users[:0]
-        moments = discounted_moments(histories, items, users=users, decay=sizes.regression.decay)
-    else:
-        support = sizes.regression.support or sizes.tasks.support
-        moments = task_moments(histories, items, users=users, support=support)
-    starts = start_counts(histories, items, users=users, sizes=request.start_sizes, query=sizes.evaluation.query)
-    return Moments(moments=moments, starts=starts, nodes=len(nodes))
+    timed = users if histories.has_time else users[:0]
+    support = sizes.regression.support or sizes.tasks.support
+    return Moments(
+        moments={
+            "random": task_moments(histories, items, users=users, support=support),
+            "time": discounted_moments(histories, items, users=timed, decay=sizes.regression.decay),
+        },
+        starts=start_counts(histories, items, users=timed, sizes=request.start_sizes, query=sizes.evaluation.query),
+        nodes=len(nodes),
+    )

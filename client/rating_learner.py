@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from client.learner import LoadedModel
 from client.node import Drawn, Nodes
 from metarec_shared.device import tiny_numbers_flushed
-from metarec_shared.exchange import EvaluateRequest, Evaluation, TrainRequest
+from metarec_shared.exchange import EvaluateRequest, Judged, TrainRequest
 from metarec_shared.initialization import initial_rating_model
 from metarec_shared.meta_gradient import MetaGradient, separately_clipped_sum
 from metarec_shared.rating_model import RatingBatch, RatingModel, rating_errors, rating_meta_gradient
@@ -67,22 +67,24 @@ class RatingLearner(LoadedModel[RatingModel]):
                 ),
             )  # fmt: skip
 
-    def errors(self, nodes: Nodes, request: EvaluateRequest) -> Evaluation:
+    def errors(self, nodes: Nodes, request: EvaluateRequest, support: int) -> Judged:
         """Return the errors of predicted ratings, clipped to the scale, summed over users in a role.
+
+        Args:
+            nodes: Whose users.
+            request: How they are judged.
+            support: Ratings that are given of each.
 
         Raises:
             DataError: There are no ratings.
         """
-        sizes, scale = self.settings.evaluation, request.rating_scale
+        query, scale = self.settings.evaluation.query, request.rating_scale
         users = nodes.judged(request.role, request.sampling_rate)
-        tasks = evaluation_rating_tasks(
-            nodes.population, users, sizes.support, sizes.query, scale, request.draws
-        ).to(self.device)  # fmt: skip
+        tasks = evaluation_rating_tasks(nodes.population, users, support, query, scale, request.draws).to(self.device)
         if not len(tasks):
-            return Evaluation(sums={}, users=0, nodes=len(nodes))
+            return Judged(users=0, sums={})
         metrics = rating_errors(self.model, tasks, scale, adapt=request.adapt)
-        sums = {name: float(value.sum()) for name, value in metrics.items()}
-        return Evaluation(sums=sums, users=len(tasks), nodes=len(nodes))
+        return Judged(users=len(tasks), sums={name: [float(value.sum())] for name, value in metrics.items()})
 
     def _draw(
         self, nodes: Nodes, request: TrainRequest, drawn: Drawn, weights: NDArray[np.float32], rows: slice

@@ -1,6 +1,7 @@
 """The cold-user protocol: rank the whole catalogue for users by their support set, judge by their query set."""
 
 from collections.abc import Callable, Sequence
+from itertools import compress
 
 import numpy as np
 import torch
@@ -9,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec_shared.dataset import RatingScale
-from metarec_shared.exchange import blended
-from metarec_shared.metrics import ranking_metrics
+from metarec_shared.metrics import ndcg, ranking_metrics
 from metarec_shared.model import BertRecommender
 from metarec_shared.population import Population
+from metarec_shared.ranks import query_ranks
 from metarec_shared.tasks import Order, Task, TaskBatch, pad
 
 USERS_AT_ONCE = 256
@@ -73,32 +74,31 @@ def evaluate_blends(
     blends: Float[Tensor, "ways parts"],
     batches: Sequence[TaskBatch],
     k: int,
-) -> dict[str, Float[Tensor, " users"]]:
-    """Return every ranking metric of every user with other scores added, for each way to blend them.
+) -> Float[Tensor, "ways users"]:
+    """Return nDCG@k of every user with other scores added, for each way to blend them.
 
-    Every scorer is asked once a batch, whatever the number of ways; names are those of ``blended``.
+    Every scorer is asked once a batch, whatever the number of ways, and never if its blend is 0 in all of them.
 
     Args:
         scorer: What is added to.
         added: What is added.
         blends: What each of these is multiplied by, in every way.
-        batches: Tasks.
+        batches: Tasks, at least one batch.
         k: Length of lists.
 
     Raises:
-        ValueError: There is no task, or a score is not finite.
+        ValueError: A score is not finite.
     """
-    found: dict[str, list[Tensor]] = {}
+    counts = blends.any(dim=0)
+    asked, ways = list(compress(added, counts.tolist())), blends[:, counts].tolist()
+    parts = []
     for batch in batches:
         with torch.no_grad():
-            scores, others = scorer(batch), [one(batch) for one in added]
-        for place, way in enumerate(blends.tolist()):
-            mixed = with_added(scores, others, way)
-            for name, values in evaluate(lambda _, mixed=mixed: mixed, [batch], k).items():  # type: ignore[misc]
-                found.setdefault(blended(name, place), []).append(values)
-    if not found:
-        raise ValueError("there is no task to evaluate, or no way to blend")
-    return {name: torch.cat(parts) for name, parts in found.items()}
+            scores, others = scorer(batch), [one(batch) for one in asked]
+        known = batch.known_mask(scores.shape[1])
+        mixed = (with_added(scores, others, way).cpu() for way in ways)
+        parts.append(torch.stack([ndcg(query_ranks(one, known, batch.query, batch.query_mask), k) for one in mixed]))
+    return torch.cat(parts, dim=1)
 
 
 def with_added(

@@ -1,7 +1,8 @@
 """What server and nodes say to each other, free of any transport; ``wire`` turns it into Flower messages and back."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -68,12 +69,10 @@ class MomentsRequest:
 
     Attributes:
         catalogue: Fingerprint of the catalogue; a node with another one refuses.
-        order: Order in which histories are read; a node without timestamps has no moments in time order.
-        start_sizes: Sizes of support sets after which users' next items are counted (``start_prior``), in time order.
+        start_sizes: Sizes of support sets after which users' next items are counted (``start_prior``).
     """
 
     catalogue: str
-    order: Order
     start_sizes: Sequence[int] = ()
 
 
@@ -82,12 +81,14 @@ class Moments:
     """The answer of one node, or of several folded into one.
 
     Attributes:
-        moments: Summed over their meta-training users.
-        starts: Counts of what follows the first interactions, of the same users, sparse float32 [start_sizes, items].
+        moments: Summed over their meta-training users, in every order in which histories are read; those in time order
+            are of users with timestamps.
+        starts: Counts of what follows the first interactions, of users with timestamps, sparse float32
+            [start_sizes, items].
         nodes: Nodes that took part.
     """
 
-    moments: TaskMoments
+    moments: Mapping[Order, TaskMoments]
     starts: sp.csr_array
     nodes: int
 
@@ -128,29 +129,46 @@ class MetaUpdate:
     nodes: int
 
 
+class Cell(NamedTuple):
+    """One way to judge users.
+
+    Attributes:
+        order: Order in which their histories are read.
+        support: Support items of each user.
+    """
+
+    order: Order
+    support: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateRequest:
-    """The server asks for ranking metrics of the users in a role.
+    """The server asks for metrics of the users in a role, in one cell or in several.
 
     Attributes:
         role: Whose metrics.
-        order: Order in which their histories are read.
-        support: Support items of each user.
+        orders: Order of each cell.
+        supports: Support items of each cell.
         adapt: Whether to run the inner loop.
-        draws: Random orders every user is judged in; one where the order is that of time.
+        draws: Random orders every user is judged in; of time there is one.
         sampling_rate: Share of the users in the role that are judged, the same ones every time.
         rating_scale: The scale on which all nodes read ratings as feedback; None: there are no ratings.
         catalogue: Fingerprint of the catalogue the parameters belong to.
     """
 
     role: Role
-    order: Order
-    support: int
+    orders: tuple[Order, ...]
+    supports: tuple[int, ...]
     adapt: bool
     draws: int
     sampling_rate: float
     rating_scale: RatingScale | None
     catalogue: str
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The cells that users are judged in."""
+        return [Cell(*cell) for cell in zip(self.orders, self.supports, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,35 +179,41 @@ class Additions:
         regressions: Task regressions; their own blends do not count.
         sharpness: Of a text kernel; None: there is none.
         start_prior: A start prior, whose blends do not count; None: none.
-        blends: What the predictions of each of these, in this order, are multiplied by before they are added, float32
-            [ways, parts]; every way has metrics of its own.
+        blends: What the predictions of each of these, in this order, are multiplied by before they are added, for each
+            of the request's cells, float32 [ways, parts]; every way has an nDCG of its own.
     """
 
     regressions: Sequence[TaskRegression]
-    blends: Float[Tensor, "ways parts"]
+    blends: Mapping[Cell, Float[Tensor, "ways parts"]]
     sharpness: float | None = None
     start_prior: StartPrior | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """Sums of ranking metrics, of one node or of several folded into one.
+class Judged:
+    """Sums of metrics in one cell.
 
     Attributes:
-        sums: Sum over users of each metric, by name; with additions, of the way at place ``i``, by
-            ``blended(name, i)``.
-        users: Users evaluated, each as often as it was drawn.
+        users: Users judged, each as often as it was drawn.
+        sums: Sum over them of each metric, by name; with additions, of nDCG@k alone, for every way to blend. Empty
+            where nobody was judged.
+    """
+
+    users: int
+    sums: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The answer of one node, or of several folded into one.
+
+    Attributes:
+        cells: What was found in each of the request's cells.
         nodes: Nodes that took part.
     """
 
-    sums: dict[str, float]
-    users: int
+    cells: Sequence[Judged]
     nodes: int
-
-
-def blended(metric: str, place: int) -> str:
-    """Return the name of a metric of the model with something added, by the place of the way it is blended."""
-    return f"{metric} blend {place}"
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

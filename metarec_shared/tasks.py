@@ -5,7 +5,7 @@ A batch of tasks is padded to common lengths and carries masks; what is padded n
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ FEEDBACK_LEVELS = 10
 
 Order = Literal["random", "time"]
 """How a history is read."""
+
+ORDERS: tuple[Order, ...] = get_args(Order)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

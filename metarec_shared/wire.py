@@ -2,7 +2,8 @@
 
 Content of a message: a ConfigRecord "request" down, records "arrays" (an ArrayRecord) and "numbers" (a MetricRecord)
 up, "parameters" (an ArrayRecord) where parameters travel. What is added to scores comes as "blends" and "regression N"
-(ArrayRecords), "text-kernel" (a ConfigRecord) and "start-prior" (an ArrayRecord).
+(ArrayRecords), "text-kernel" (a ConfigRecord) and "start-prior" (an ArrayRecord); metrics of users come as "cell N"
+(MetricRecords).
 """
 
 import math
@@ -21,10 +22,12 @@ from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import AlreadyAnswered, BudgetSpent, Refusal, WireError
 from metarec_shared.exchange import (
     Additions,
+    Cell,
     Enrollment,
     EnrollmentRequest,
     EvaluateRequest,
     Evaluation,
+    Judged,
     MetaUpdate,
     Moments,
     MomentsRequest,
@@ -38,6 +41,7 @@ from metarec_shared.settings import Mode
 from metarec_shared.split import Role
 from metarec_shared.start_prior import StartPrior
 from metarec_shared.task_regression import TaskMoments, TaskRegression
+from metarec_shared.tasks import ORDERS
 
 Bits = Literal[8, 16, 32]
 
@@ -62,6 +66,7 @@ _LARGEST_BLEND = 1e9
 _MOST_REGRESSIONS = 16
 _SHARPEST = 1e4
 _MOST_SIZES = 64
+_MOST_CELLS = 64
 _LARGEST_SUPPORT = 2**20
 
 _SCALES = "/scales"
@@ -148,7 +153,7 @@ def pack_request(
 
 
 def _pack_additions(additions: Additions, content: RecordDict) -> None:
-    content["blends"] = pack_parameters({"blends": additions.blends})
+    content["blends"] = pack_parameters({str(place): ways for place, ways in enumerate(additions.blends.values())})
     for place, regression in enumerate(additions.regressions):
         arrays = {
             "neighbours": regression.neighbours.to(torch.int32),
@@ -204,13 +209,10 @@ def unpack_request(kind: type[RequestT], content: RecordDict) -> RequestT:
     for key in fields(kind):
         if type(values.get(key.name)) not in _SCALARS.get(key.name, (str,)):
             raise WireError(f"{kind.__name__}.{key.name} is missing or mistyped, got {values.get(key.name)!r}")
-    if values.get("order", "random") not in ("random", "time"):
-        raise WireError(f"no order {values['order']!r}")
     if kind is EvaluateRequest:
         if values["role"] not in list(Role):
             raise WireError(f"no role {values['role']}")
-        if values["support"] < 1:
-            raise WireError(f"support must be at least 1, got {values['support']}")
+        _check_cells(values["orders"], values["supports"])
         values["role"] = Role(values["role"])
     if kind is MomentsRequest:
         _check_sizes(values["start_sizes"])
@@ -228,7 +230,17 @@ def _check_sizes(sizes: Sequence[Any]) -> None:
         )
 
 
-_LISTS = {"start_sizes"}
+def _check_cells(orders: Sequence[Any], supports: Sequence[Any]) -> None:
+    sizes_fit = all(type(size) is int and 1 <= size <= _LARGEST_SUPPORT for size in supports)
+    distinct = len(set(zip(orders, supports, strict=False))) == len(orders) == len(supports)
+    if not 1 <= len(orders) <= _MOST_CELLS or not distinct or not sizes_fit or not set(orders) <= set(ORDERS):
+        raise WireError(
+            f"cells must be 1 to {_MOST_CELLS} different pairs of an order of {', '.join(ORDERS)} and as many support "
+            f"items, from 1 to {_LARGEST_SUPPORT:,}, got {orders!r} and {supports!r}"
+        )
+
+
+_LISTS = {"start_sizes", "orders", "supports"}
 """Fields of requests that are lists on the wire."""
 
 
@@ -239,9 +251,10 @@ _SCALARS: dict[str, tuple[type, ...]] = {
     "adapt": (bool,),
     "popularity": (bool,),
     "draws": (int,),
-    "support": (int,),
     "rating_scale": (RatingScale, type(None)),
     "start_sizes": (list, tuple),
+    "orders": (list, tuple),
+    "supports": (list, tuple),
 }
 
 
@@ -250,33 +263,45 @@ def request_parameters(content: RecordDict) -> Parameters:
     return unpack_parameters(_record(content, "parameters", ArrayRecord))
 
 
-def request_additions(content: RecordDict, items: int) -> Additions | None:
+def request_additions(content: RecordDict, cells: Sequence[Cell], items: int) -> Additions | None:
     """Read what came with a request to be added to scores; None where nothing did.
 
+    Args:
+        content: Of the message.
+        cells: Of the request.
+        items: Size of the catalogue.
+
     Raises:
-        WireError: Something is not over ``items`` items, or blends are not a finite number for every part.
+        WireError: Something is not over ``items`` items, or blends are not a number for every part in each cell.
     """
     if "blends" not in content:
         parts_alone = [name for name in content if name.startswith(("regression ", "text-kernel", "start-prior"))]
         if parts_alone:
             raise WireError(f"what is added must come with blends, got {', '.join(sorted(parts_alone))} alone")
         return None
-    blends = unpack_parameters(_record(content, "blends", ArrayRecord)).get("blends")
     names = [name for name in (f"regression {place}" for place in range(_MOST_REGRESSIONS)) if name in content]
     parts = len(names) + ("text-kernel" in content) + ("start-prior" in content)
-    if blends is None or blends.dtype != torch.float32 or blends.dim() != 2 or blends.shape[1] != parts:
-        got = "none" if blends is None else f"{blends.dtype} {tuple(blends.shape)}"
-        raise WireError(f"blends must be float32, [ways, {parts}], got {got}")
-    if not 1 <= len(blends) <= _MOST_BLENDS or not (blends.abs() <= _LARGEST_BLEND).all():
-        raise WireError(
-            f"blends must be numbers of at most {_LARGEST_BLEND:g}, in 1 to {_MOST_BLENDS} ways, got {len(blends)}"
-        )
     return Additions(
         regressions=[_regression(content, name, items) for name in names],
-        blends=blends,
+        blends=_blends(content, cells, parts),
         sharpness=_sharpness(content) if "text-kernel" in content else None,
         start_prior=_start_prior(content, items) if "start-prior" in content else None,
     )
+
+
+def _blends(content: RecordDict, cells: Sequence[Cell], parts: int) -> dict[Cell, torch.Tensor]:
+    blends = unpack_parameters(_record(content, "blends", ArrayRecord))
+    wanted = [str(place) for place in range(len(cells))]
+    if blends.keys() != set(wanted):
+        raise WireError(f"blends must be of cells {', '.join(wanted)}, got {', '.join(sorted(blends)) or 'none'}")
+    for ways in blends.values():
+        if ways.dtype != torch.float32 or ways.dim() != 2 or ways.shape[1] != parts:
+            raise WireError(f"blends must be float32, [ways, {parts}], got {ways.dtype} {tuple(ways.shape)}")
+        if not 1 <= len(ways) <= _MOST_BLENDS or not (ways.abs() <= _LARGEST_BLEND).all():
+            raise WireError(
+                f"blends must be numbers of at most {_LARGEST_BLEND:g}, in 1 to {_MOST_BLENDS} ways, got {len(ways)}"
+            )
+    return {cell: blends[name] for cell, name in zip(cells, wanted, strict=True)}
 
 
 def _sharpness(content: RecordDict) -> float:
@@ -316,7 +341,9 @@ def _start_prior(content: RecordDict, items: int) -> StartPrior:
 def pack_moments(answer: Moments) -> RecordDict:
     """Return the content of a node's answer: sparse matrices, row by row."""
     columns: dict[str, NDArray[Any]] = {}
-    matrices = {"support": answer.moments.support, "query": answer.moments.query, "start": answer.starts}
+    matrices = {"start": answer.starts}
+    for order, moments in answer.moments.items():
+        matrices |= {f"{order} support": moments.support, f"{order} query": moments.query}
     for name, matrix in matrices.items():
         columns |= {
             f"{name}.starts": matrix.indptr.astype(np.int64),
@@ -340,11 +367,17 @@ def unpack_moments(content: RecordDict, items: int, start_sizes: int = 0) -> Mom
     """
     record = _record(content, "arrays", ArrayRecord)
     (nodes,) = _numbers(content, "nodes")
-    support, query = (_sparse_matrix(record, name, items, items) for name in ("support", "query"))
+    moments = {
+        order: TaskMoments(
+            support=_sparse_matrix(record, f"{order} support", items, items),
+            query=_sparse_matrix(record, f"{order} query", items, items),
+        )
+        for order in ORDERS
+    }
     starts = _sparse_matrix(record, "start", start_sizes, items)
     if starts.data.min(initial=0.0) < 0 or starts.data.max(initial=0.0) > _MOST_USERS:
         raise WireError(f"start moments must be counts of at most {_MOST_USERS:,} users")
-    return Moments(moments=TaskMoments(support=support, query=query), starts=starts, nodes=int(nodes))
+    return Moments(moments=moments, starts=starts, nodes=int(nodes))
 
 
 def _sparse_matrix(record: ArrayRecord, name: str, rows: int, items: int) -> sp.csr_array:
@@ -541,22 +574,42 @@ def unpack_meta_update(content: RecordDict, like: Mapping[str, torch.Tensor]) ->
 
 def pack_evaluation(evaluation: Evaluation) -> RecordDict:
     """Return the content of a node's answer."""
-    numbers = {"users": evaluation.users, "nodes": evaluation.nodes}
-    sums = {f"sum {name}": value for name, value in evaluation.sums.items()}
-    return RecordDict({"numbers": MetricRecord({**numbers, **sums})})
+    content = RecordDict({"numbers": MetricRecord({"nodes": evaluation.nodes})})
+    for place, cell in enumerate(evaluation.cells):
+        sums = {name: list(values) for name, values in cell.sums.items()}
+        content[f"cell {place}"] = MetricRecord({**sums, "users": cell.users})
+    return content
 
 
-def unpack_evaluation(content: RecordDict) -> Evaluation:
+def unpack_evaluation(content: RecordDict, ways: Sequence[int]) -> Evaluation:
     """Read an evaluation.
 
+    Args:
+        content: Of the message.
+        ways: Ways to blend that were asked for, of each cell.
+
     Raises:
-        WireError: A number is missing or not finite.
+        WireError: A cell or a number is missing, or a number is not finite or negative.
     """
-    record = _record(content, "numbers", MetricRecord)
-    names = [name for name in record if name.startswith("sum ")]
-    users, nodes, *sums = _numbers(content, "users", "nodes", *names)
-    values = {name.removeprefix("sum "): value for name, value in zip(names, sums, strict=True)}
-    return Evaluation(sums=values, users=int(users), nodes=int(nodes))
+    (nodes,) = _numbers(content, "nodes")
+    return Evaluation(
+        cells=[_judged(content, f"cell {place}", count) for place, count in enumerate(ways)], nodes=int(nodes)
+    )
+
+
+def _judged(content: RecordDict, name: str, ways: int) -> Judged:
+    record = _record(content, name, MetricRecord)
+    users = record.get("users")
+    if type(users) is not int or not 0 <= users <= _MOST_USERS:
+        raise WireError(f"users of {name} must be from 0 to {_MOST_USERS:,}, got {users!r}")
+    sums: dict[str, Sequence[float]] = {}
+    for metric, values in record.items():
+        if metric == "users":
+            continue
+        if not isinstance(values, list) or len(values) != ways or not all(0 <= value < np.inf for value in values):
+            raise WireError(f"{metric!r} of {name} must be {ways} finite numbers, not negative, got {values!r}")
+        sums[metric] = values
+    return Judged(users=users, sums=sums)
 
 
 def content_bytes(content: RecordDict) -> int:

@@ -12,6 +12,7 @@ References:
 import logging
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -193,8 +194,8 @@ class FedMAML(Strategy):
         judges = self._roster.judges(settings.run.seed, settings.evaluation.users)
         request = EvaluateRequest(
             role=Role.VALIDATION,
-            order=settings.evaluation.select_by,
-            support=settings.evaluation.support,
+            orders=(settings.evaluation.select_by,),
+            supports=(settings.evaluation.support,),
             adapt=settings.adaptation.steps > 0,
             draws=settings.evaluation.validation_draws if settings.evaluation.select_by == "random" else 1,
             sampling_rate=judges.sampling_rate,
@@ -212,9 +213,10 @@ class FedMAML(Strategy):
         """
         sums: dict[str, float] = {}
         users = 0
-        for evaluation in self._tally.read(replies, wire.unpack_evaluation):
-            users += evaluation.users
-            for name, value in evaluation.sums.items():
+        for evaluation in self._tally.read(replies, partial(wire.unpack_evaluation, ways=(1,))):
+            (judged,) = evaluation.cells
+            users += judged.users
+            for name, (value,) in judged.sums.items():
                 sums[name] = sums.get(name, 0.0) + value
         self._tally.check(self._settings.federation)
         if not users:

@@ -1,22 +1,25 @@
 """Add a task regression to a meta-trained model: moments from the nodes, solved here, blended as validation users say.
 
-The last step of a run. Nodes add up second moments of their meta-training users' tasks, one message an order in which
-histories are read. The server solves for the weights, with more than one penalty in random order, and asks the nodes of
-validation users how well the model ranks with the regressions' predictions added: for each size of support sets the
-best penalty and blend are kept, and nothing if nothing is better without.
+The last step of a run. Nodes add up second moments of their meta-training users' tasks, in every order in which
+histories are read, and count what follows users' first interactions. The server solves for the weights, with more than
+one penalty in random order, and asks the nodes of validation users how well the model ranks with the regressions'
+predictions added: for each cell, an order and a size of support sets, the best penalty and blend are kept, and nothing
+if nothing is better without.
 What regressions say of items that only their text is known of is solved here too, from the same moments.
 
-Two more things are blended in beside the regression in the same way, one after the other: likeness of text to the
-support items (``text_kernel``), and in time order the prior of the start, for which nodes count what follows users'
-first interactions.
+Two more things are blended in beside the regression, one after the other: likeness of text to the support items
+(``text_kernel``), and in time order the prior of the start. Nodes are asked once for the blends of regressions, and
+once, beside those chosen, for all pairs of blends of the other two: every message carries what is added, whatever the
+number of cells.
 """
 
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, compress, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -29,8 +32,8 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from metarec_shared import wire
 from metarec_shared.broadcast import Broadcast, Kind, NodeIds
-from metarec_shared.checkpoint import load_checkpoint, save_checkpoint
-from metarec_shared.exchange import Additions, EvaluateRequest, Evaluation, Moments, MomentsRequest, Parameters, blended
+from metarec_shared.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from metarec_shared.exchange import Additions, Cell, EvaluateRequest, Moments, MomentsRequest, Parameters
 from metarec_shared.files import write_json
 from metarec_shared.initialization import initial_model, travelling_names
 from metarec_shared.low_rank import adapted
@@ -39,7 +42,7 @@ from metarec_shared.sources import ItemFeatures
 from metarec_shared.split import Role
 from metarec_shared.start_prior import StartPrior
 from metarec_shared.task_regression import TaskMoments, TaskRegression, fit_task_regression
-from metarec_shared.tasks import Order
+from metarec_shared.tasks import ORDERS, Order
 from server.delivery import Tally, deliver, folds_replies
 from server.roster import Roster
 
@@ -90,17 +93,12 @@ def add_task_regressions(grid: Grid, settings: Settings, roster: Roster, folder:
     if settings.federation.lora_rank:  # merged already: adapters as they are drawn, at zero, stand beside them
         parameters = adapted(parameters, initial_model(settings, public.text))
     fitter = _Fitter(grid, settings, roster, public, parameters)
-    orders: tuple[Order, ...] = ("random", "time")
-    fits = {order: fitter.fitted(order) for order in orders}
-    write_json(folder / BLENDS_FILE, fitter.judged)
-    fitted = replace(
-        checkpoint,
-        regressions={order: fit.regressions for order, fit in fits.items() if fit.regressions},
-        text_blends={order: fit.text_blends for order, fit in fits.items() if fit.text_blends},
-        start_prior=fits["time"].start_prior,
-    )
-    if fitted.has_additions:
-        save_checkpoint(fitted, folder)
+    fitted = fitter.fitted()
+    chosen = fitter.chosen(fitted)
+    write_json(folder / BLENDS_FILE, chosen)
+    complete = _with_additions(checkpoint, fitted, chosen, settings.regression.penalty)
+    if complete.has_additions:
+        save_checkpoint(complete, folder)
 
 
 def read_blends(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
@@ -112,27 +110,25 @@ def read_blends(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
+Figures = dict[str, float]
+"""What ``read_blends`` returns of one order and size of support sets."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Fit:
-    """What is added to the model's scores for histories in one order.
+class _Fitted:
+    """What may be added to the model's scores, before validation users choose.
 
     Attributes:
-        regressions: Those that validation users chose for some size of support sets, with their blends.
-        text_blends: Of the text kernel, by the size of support sets; none: nothing.
-        start_prior: With its blends; None: nothing.
+        regressions: One a penalty for every order of histories whose moments can be solved.
+        start_prior: Without blends; None: there is none.
     """
 
-    regressions: Sequence[TaskRegression] = ()
-    text_blends: Mapping[int, float] = field(default_factory=dict)
-    start_prior: StartPrior | None = None
+    regressions: Mapping[Order, Sequence[TaskRegression]]
+    start_prior: StartPrior | None
 
 
 class _Fitter:
-    """Asks nodes for what one regression after the other needs.
-
-    Attributes:
-        judged: What ``read_blends`` returns, so far.
-    """
+    """Asks nodes for moments, and for how well the model ranks with what these are solved for."""
 
     def __init__(
         self, grid: Grid, settings: Settings, roster: Roster, public: ItemFeatures, parameters: Parameters
@@ -141,143 +137,183 @@ class _Fitter:
         self._catalogue, self._text = public.fingerprint, public.text
         self._items = len(parameters["item_bias"])
         self._packed = wire.pack_parameters({name: parameters[name] for name in travelling_names(settings, parameters)})
-        self.judged: dict[str, dict[str, dict[str, float]]] = {}
+        most = settings.evaluation.support
+        self._supports = [*(size for size in SUPPORTS if size < most), most]
 
-    def fitted(self, order: Order) -> _Fit:
-        """Return what is added to scores in an order of histories, with the blends that validation users choose."""
-        answer = self._moments(order)
-        if not answer.moments.support.nnz:
-            return _Fit()
-        try:
-            text = self._text if self._settings.regression.by_text else None
-            regressions = fit_by_penalty(answer.moments, order, self._settings.regression, PENALTIES[order], text)
-        except LinAlgError as error:  # some node's moments are those of no users
-            logger.warning("no task regression, %s order: the moments cannot be solved (%s)", order, error)
-            return _Fit()
-        prior = StartPrior.of(answer.starts, self._start_sizes(order)) if answer.starts.nnz else None
-        judged: dict[int, dict[str, float]] = {}
-        for support in self._supports():
-            figures = self._chosen(order, support, regressions, prior)
-            if figures:
-                judged[support] = figures
-        self.judged[order] = {str(support): figures for support, figures in judged.items()}
-
-        def blends(name: str, penalty: float | None = None) -> dict[int, float]:
-            return {
-                size: figures.get(name, 0.0) if penalty in (None, figures["penalty"]) else 0.0
-                for size, figures in judged.items()
-            }
-
-        own = [blends("blend", penalty) for penalty in self._penalties(order)]
-        likeness, start = blends("text_blend"), blends("start_blend")
-        return _Fit(
-            regressions=[
-                replace(regression, blends=found)
-                for regression, found in zip(regressions, own, strict=True)
-                if any(found.values())
-            ],
-            text_blends=likeness if any(likeness.values()) else {},
-            start_prior=prior.with_blends(start) if prior is not None and any(start.values()) else None,
+    def fitted(self) -> _Fitted:
+        """Return what the nodes' moments are solved for."""
+        sizes = self._settings.regression
+        start_sizes = tuple(self._supports) if sizes.start_prior else ()
+        answer = self._moments(start_sizes)
+        regressions: dict[Order, Sequence[TaskRegression]] = {}
+        for order, moments in answer.moments.items():
+            if not moments.support.nnz:
+                continue
+            try:
+                text = self._text if sizes.by_text else None
+                regressions[order] = fit_by_penalty(moments, order, sizes, PENALTIES[order], text)
+            except LinAlgError as error:  # some node's moments are those of no users
+                logger.warning("no task regression, %s order: the moments cannot be solved (%s)", order, error)
+        starts = "time" in regressions and answer.starts.nnz
+        return _Fitted(
+            regressions=regressions, start_prior=StartPrior.of(answer.starts, start_sizes) if starts else None
         )
 
-    def _penalties(self, order: Order) -> list[float]:
-        return [self._settings.regression.penalty * multiple for multiple in PENALTIES[order]]
-
-    def _chosen(
-        self, order: Order, support: int, regressions: Sequence[TaskRegression], prior: StartPrior | None
-    ) -> dict[str, float]:
-        """Return the blends that validation users choose for a size of support sets; empty where none is long enough.
+    def chosen(self, fitted: _Fitted) -> dict[Order, dict[int, Figures]]:
+        """Return what validation users choose for every order and size of support sets that some are long enough for.
 
         The regression is chosen first, what else there is one after the other beside it.
         """
-        sizes, ways = self._settings.regression, ways_to_blend(PENALTIES[order])
-        values = self._judged(order, support, Additions(regressions=regressions, blends=ways))
-        if not values:
+        if not fitted.regressions:
             return {}
-        best = int(np.argmax(values))
-        place = int(ways[best].argmax())
-        figures = {
-            "penalty": self._penalties(order)[place],
-            "blend": float(ways[best, place]),
-            "validation": values[best],
-            "without": values[0],
+        regressions = list(chain(*fitted.regressions.values()))
+        penalties = [
+            self._settings.regression.penalty * one for order in fitted.regressions for one in PENALTIES[order]
+        ]
+        own = [ways_to_blend(PENALTIES[order]) for order in fitted.regressions]
+        apart = torch.block_diag(*own).split([len(ways) for ways in own])  # type: ignore[no-untyped-call]
+        ways = {
+            Cell(order, support): of_order
+            for order, of_order in zip(fitted.regressions, apart, strict=True)
+            for support in self._supports
         }
-        kept = Additions(regressions=[], blends=torch.zeros(1, 0))
-        if figures["blend"]:
-            kept = Additions(regressions=[regressions[place]], blends=ways[best : best + 1, place : place + 1])
-        parts: list[tuple[str, dict[str, Any], Sequence[float]]] = []
-        if sizes.text_blend:
-            parts.append(("text_blend", {"sharpness": sizes.text_kernel_sharpness}, BLENDS))
-        if prior is not None:
-            parts.append(("start_blend", {"start_prior": prior}, START_BLENDS))
-        for name, part, grid in parts:
-            beside = [[*kept.blends[0].tolist(), blend] for blend in grid]
-            asked = replace(kept, **part, blends=torch.tensor(beside))
-            values = self._judged(order, support, asked)
-            if not values:  # the nodes that could judge failed meanwhile
-                continue
+        chosen: dict[Cell, Figures] = {}
+        kept: dict[Cell, Tensor] = {}
+        for cell, values in self._values(Additions(regressions=regressions, blends=ways)).items():
             best = int(np.argmax(values))
-            figures |= {name: grid[best], "validation": values[best]}
-            if grid[best]:
-                kept = replace(asked, blends=asked.blends[best : best + 1])
-        logger.info(
-            "task regression, %s order, %d support items: validation nDCG@%d %.4f, %.4f without",
-            order, support, self._settings.evaluation.k, figures["validation"], figures["without"],
-        )  # fmt: skip
-        return figures
+            kept[cell] = ways[cell][best]
+            place = int(kept[cell].argmax())
+            chosen[cell] = {
+                "penalty": penalties[place],
+                "blend": float(kept[cell][place]),
+                "validation": values[best],
+                "without": values[0],
+            }
+        for cell, figures in self._beside(kept, regressions, fitted.start_prior):
+            chosen[cell] |= figures
+        for cell, figures in chosen.items():
+            logger.info(
+                "task regression, %s order, %d support items: validation nDCG@%d %.4f, %.4f without",
+                *cell, self._settings.evaluation.k, figures["validation"], figures["without"],
+            )  # fmt: skip
+        return {
+            order: {cell.support: figures for cell, figures in chosen.items() if cell.order == order}
+            for order in fitted.regressions
+        }
 
-    def _supports(self) -> list[int]:
-        most = self._settings.evaluation.support
-        return [*(size for size in SUPPORTS if size < most), most]
+    def _beside(
+        self,
+        kept: Mapping[Cell, Float[Tensor, " regressions"]],
+        regressions: Sequence[TaskRegression],
+        prior: StartPrior | None,
+    ) -> Iterator[tuple[Cell, Figures]]:
+        """Yield the figures of what is chosen beside the blends ``kept`` of regressions, in turn."""
+        sizes = self._settings.regression
+        parts: dict[str, Mapping[Order, Sequence[float]]] = {}
+        if sizes.text_blend:
+            parts["text_blend"] = dict.fromkeys(ORDERS, BLENDS)
+        if prior is not None:
+            parts["start_blend"] = {"time": START_BLENDS}
+        tried = {cell: [blends.get(cell.order, (0.0,)) for blends in parts.values()] for cell in kept}
+        tried = {cell: blends for cell, blends in tried.items() if any(len(one) > 1 for one in blends)}
+        if not tried:
+            return
+        counts = torch.stack([kept[cell] for cell in tried]).any(dim=0)
+        asked = Additions(
+            regressions=list(compress(regressions, counts.tolist())),
+            sharpness=sizes.text_kernel_sharpness if sizes.text_blend else None,
+            start_prior=prior,
+            blends={
+                cell: torch.tensor([[*kept[cell][counts].tolist(), *way] for way in product(*blends)])
+                for cell, blends in tried.items()
+            },
+        )
+        for cell, values in self._values(asked).items():
+            table = np.reshape(values, [len(blends) for blends in tried[cell]])
+            figures: Figures = {}
+            for (name, of_order), blends in zip(parts.items(), tried[cell], strict=True):
+                best = int(table.reshape(len(table), -1)[:, 0].argmax())  # with nothing yet of what is chosen later
+                table = table[best]
+                if cell.order in of_order:
+                    figures[name] = blends[best]
+            yield cell, figures | {"validation": float(table)}
 
-    def _start_sizes(self, order: Order) -> tuple[int, ...]:
-        return tuple(self._supports()) if order == "time" and self._settings.regression.start_prior else ()
-
-    def _moments(self, order: Order) -> Moments:
-        sizes = self._start_sizes(order)
-        content = wire.pack_request(MomentsRequest(catalogue=self._catalogue, order=order, start_sizes=sizes))
+    def _moments(self, start_sizes: tuple[int, ...]) -> Moments:
+        content = wire.pack_request(MomentsRequest(catalogue=self._catalogue, start_sizes=start_sizes))
         nodes = self._roster.training.nodes
-        total, starts = TaskMoments.none(self._items), sp.csr_array((len(sizes), self._items), dtype=np.float32)
+        total = {order: TaskMoments.none(self._items) for order in ORDERS}
+        starts = sp.csr_array((len(start_sizes), self._items), dtype=np.float32)
 
         def unpacked(content: RecordDict) -> Moments:
-            return wire.unpack_moments(content, self._items, len(sizes))
+            return wire.unpack_moments(content, self._items, len(start_sizes))
 
         tally, replies = self._asked(content, nodes, "query.moments")
         for answer in tally.read(replies, unpacked):
-            total, starts = total + answer.moments, starts + answer.starts
+            total = {order: moments + answer.moments[order] for order, moments in total.items()}
+            starts = starts + answer.starts
         tally.check(self._settings.federation)
         return Moments(moments=total, starts=starts, nodes=len(nodes))
 
-    def _judged(self, order: Order, support: int, additions: Additions) -> list[float]:
-        """Return nDCG@k of validation users for each way to blend; empty where none is long enough."""
-        settings = self._settings
+    def _values(self, additions: Additions) -> dict[Cell, list[float]]:
+        """Return nDCG@k of validation users for each way to blend, of the cells that some are long enough for."""
+        settings, cells = self._settings, list(additions.blends)
         judges = self._roster.judges(settings.run.seed, settings.evaluation.users)
         request = EvaluateRequest(
             role=Role.VALIDATION,
-            order=order,
-            support=support,
+            orders=tuple(order for order, _ in cells),
+            supports=tuple(support for _, support in cells),
             adapt=True,
-            draws=settings.evaluation.validation_draws if order == "random" else 1,
+            draws=settings.evaluation.validation_draws,
             sampling_rate=judges.sampling_rate,
             rating_scale=self._roster.rating_scale,
             catalogue=self._catalogue,
         )
         content = wire.pack_request(request, self._packed, additions)
+        ways = [len(blends) for blends in additions.blends.values()]
+        users, sums = [0] * len(cells), [np.zeros(count) for count in ways]
         tally, replies = self._asked(content, judges.nodes, "evaluate")
-        names = [blended(f"ndcg@{settings.evaluation.k}", place) for place in range(len(additions.blends))]
-        users, sums = 0, [0.0] * len(names)
-        answers: list[Evaluation] = list(tally.read(replies, wire.unpack_evaluation))
+        for answer in tally.read(replies, partial(wire.unpack_evaluation, ways=ways)):
+            for place, judged in enumerate(answer.cells):
+                users[place] += judged.users
+                sums[place] += judged.sums.get(f"ndcg@{settings.evaluation.k}", 0.0)
         tally.check(settings.federation)
-        for answer in answers:
-            users += answer.users
-            sums = [value + answer.sums.get(name, 0.0) for value, name in zip(sums, names, strict=True)]
-        return [value / users for value in sums] if users else []
+        return {cell: (total / count).tolist() for cell, total, count in zip(cells, sums, users, strict=True) if count}
 
     def _asked(self, content: RecordDict, nodes: NodeIds, kind: Kind) -> tuple[Tally, Iterator[Message]]:
         folds = folds_replies(self._grid)
         tally = Tally(sent=len(nodes), folds=folds, bytes_down=len(nodes) * wire.content_bytes(content))
         asked = Broadcast(content=content, nodes=nodes, kind=kind)
         return tally, deliver(self._grid, asked, self._settings.federation.round_timeout)
+
+
+def _with_additions(
+    checkpoint: Checkpoint, fitted: _Fitted, chosen: Mapping[Order, Mapping[int, Figures]], penalty: float
+) -> Checkpoint:
+    """Return the checkpoint with what validation users chose for some size of support sets."""
+
+    def blends(order: Order, name: str, penalty: float | None = None) -> dict[int, float]:
+        return {
+            size: figures.get(name, 0.0) if penalty in (None, figures["penalty"]) else 0.0
+            for size, figures in chosen[order].items()
+        }
+
+    regressions = {
+        order: [
+            replace(regression, blends=own)
+            for regression, multiple in zip(found, PENALTIES[order], strict=True)
+            if any((own := blends(order, "blend", penalty * multiple)).values())
+        ]
+        for order, found in fitted.regressions.items()
+    }
+    likeness = {order: blends(order, "text_blend") for order in chosen}
+    prior = fitted.start_prior
+    start = {} if prior is None else blends("time", "start_blend")
+    return replace(
+        checkpoint,
+        regressions={order: kept for order, kept in regressions.items() if kept},
+        text_blends={order: own for order, own in likeness.items() if any(own.values())},
+        start_prior=prior.with_blends(start) if prior is not None and any(start.values()) else None,
+    )
 
 
 def fit_by_penalty(

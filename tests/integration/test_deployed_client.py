@@ -112,8 +112,8 @@ def ask(
             round_number=round_number, sampling_rate=rate, rating_scale=scales, catalogue=public.fingerprint
         ),
         "evaluate": EvaluateRequest(
-            role=Role.VALIDATION, order="random", support=10, adapt=True, draws=1, sampling_rate=1.0, rating_scale=None,
-            catalogue=public.fingerprint,
+            role=Role.VALIDATION, orders=("random",), supports=(10,), adapt=True, draws=1, sampling_rate=1.0,
+            rating_scale=None, catalogue=public.fingerprint,
         ),
     }  # fmt: skip
     content = wire.pack_request(requests[kind], None if kind == "query" else wire.pack_parameters(sent))

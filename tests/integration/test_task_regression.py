@@ -1,5 +1,6 @@
 """The task regression through a federation: nodes' moments, the blend that validation users choose, the checkpoint."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,26 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
 
 from client.app import answer
 from client.data_source import load_learner, load_population, simulated_nodes
 from client.moments import moments_of
 from metarec_shared import wire
+from metarec_shared.broadcast import Broadcast
 from metarec_shared.checkpoint import load_checkpoint, save_checkpoint
 from metarec_shared.errors import Refusal, WireError
 from metarec_shared.evaluation import batched, cold_user_tasks, evaluate, model_scorer
-from metarec_shared.exchange import Additions, EvaluateRequest, Moments, MomentsRequest
+from metarec_shared.exchange import (
+    Additions,
+    Cell,
+    EvaluateRequest,
+    Evaluation,
+    Judged,
+    Moments,
+    MomentsRequest,
+)
 from metarec_shared.population import Population
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_training_dataset
@@ -30,13 +41,13 @@ from metarec_shared.task_regression import (
     fit_task_regression,
     task_moments,
 )
-from metarec_shared.tasks import Order
+from metarec_shared.tasks import ORDERS, Order
 from metarec_shared.text_kernel import TextKernel
+from server.delivery import deliver
 from server.regression import BLENDS, PENALTIES, START_BLENDS, _Fitter, read_blends, ways_to_blend
 from simulations.engines import ENGINES
 from tests.small import small_settings
 
-ORDERS: tuple[Order, ...] = ("random", "time")
 RUN: dict[str, Any] = {"generator__users": 200, "federation__rounds": 4, "federation__evaluate_every": 4}
 
 
@@ -246,7 +257,7 @@ def test_nodes_that_guard_their_users_are_not_asked_and_would_refuse(tmp_path: P
     assert not load_checkpoint(folder).regressions
     learner = load_learner(settings)
     nodes = simulated_nodes(settings, 1, np.array([0]), np.array([1], dtype=np.uint64))
-    request = wire.pack_request(MomentsRequest(catalogue=learner.catalogue, order="random"))
+    request = wire.pack_request(MomentsRequest(catalogue=learner.catalogue))
     with pytest.raises(Refusal, match="not noised"):
         answer(learner, nodes, request, "query.moments")
 
@@ -307,29 +318,34 @@ def test_only_users_of_an_order_get_its_predictions(tmp_path: Path) -> None:
 def moments() -> Moments:
     matrix = sp.csr_array(np.array([[1.0, 0.0, 0.5], [0.0, 2.0, 0.0], [0.5, 0.0, 0.0]], dtype=np.float32))
     starts = sp.csr_array(np.array([[0.0, 2.0, 1.0]], dtype=np.float32))
-    return Moments(moments=TaskMoments(support=matrix, query=sp.csr_array(matrix.T)), starts=starts, nodes=2)
+    found = {
+        order: TaskMoments(support=times * matrix, query=sp.csr_array(times * matrix.T))
+        for times, order in enumerate(ORDERS, start=1)
+    }
+    return Moments(moments=found, starts=starts, nodes=2)
 
 
 def test_moments_travel() -> None:
     found = wire.unpack_moments(wire.pack_moments(moments()), 3, 1)
     assert found.nodes == 2
-    np.testing.assert_array_equal(found.moments.support.toarray(), moments().moments.support.toarray())
-    np.testing.assert_array_equal(found.moments.query.toarray(), moments().moments.query.toarray())
+    for order, sent in moments().moments.items():
+        np.testing.assert_array_equal(found.moments[order].support.toarray(), sent.support.toarray())
+        np.testing.assert_array_equal(found.moments[order].query.toarray(), sent.query.toarray())
     np.testing.assert_array_equal(found.starts.toarray(), moments().starts.toarray())
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("support.starts", np.array([0, 2, 3], dtype=np.int64)),
-        ("support.starts", np.array([0, 3, 2, 4], dtype=np.int64)),
-        ("support.starts", np.array([0, 2, 3, 9], dtype=np.int64)),
-        ("support.starts", np.array([0, 2**63 - 1, -5, 4], dtype=np.int64)),
-        ("support.starts", np.array([0.0, 2.0, 3.0, 4.0])),
-        ("support.items", np.array([0, 2, 1, 3], dtype=np.int32)),
-        ("support.items", np.array([0, -2, 1, 0], dtype=np.int32)),
-        ("query.values", np.array([1.0, np.nan, 1.0, 1.0], dtype=np.float32)),
-        ("query.values", np.array([1.0], dtype=np.float32)),
+        ("random support.starts", np.array([0, 2, 3], dtype=np.int64)),
+        ("time support.starts", np.array([0, 3, 2, 4], dtype=np.int64)),
+        ("random support.starts", np.array([0, 2, 3, 9], dtype=np.int64)),
+        ("random support.starts", np.array([0, 2**63 - 1, -5, 4], dtype=np.int64)),
+        ("random support.starts", np.array([0.0, 2.0, 3.0, 4.0])),
+        ("time support.items", np.array([0, 2, 1, 3], dtype=np.int32)),
+        ("random support.items", np.array([0, -2, 1, 0], dtype=np.int32)),
+        ("random query.values", np.array([1.0, np.nan, 1.0, 1.0], dtype=np.float32)),
+        ("time query.values", np.array([1.0], dtype=np.float32)),
         ("start.values", np.array([1.0, -1.0], dtype=np.float32)),
         ("start.values", np.array([1.0, 3e38], dtype=np.float32)),
         ("start.starts", np.array([0, 1, 2], dtype=np.int64)),
@@ -354,13 +370,13 @@ def test_moments_that_are_none_are_refused(name: str, value: np.ndarray) -> None
     ],
 )
 def test_a_regression_that_is_none_is_refused(neighbours: torch.Tensor, weights: torch.Tensor) -> None:
-    content = RecordDict({"blends": wire.pack_parameters({"blends": torch.ones(2, 1)})})
+    content = RecordDict({"blends": wire.pack_parameters({"0": torch.ones(2, 1)})})
     content["regression 0"] = wire.pack_parameters({"neighbours": neighbours, "weights": weights})
     with pytest.raises(WireError, match="task regression must"):
-        wire.request_additions(content, 3)
+        wire.request_additions(content, CELLS[:1], 3)
     content["regression 0"] = ArrayRecord()
     with pytest.raises(WireError, match="task regression must"):
-        wire.request_additions(content, 3)
+        wire.request_additions(content, CELLS[:1], 3)
 
 
 @pytest.mark.parametrize(
@@ -376,10 +392,13 @@ def test_a_regression_that_is_none_is_refused(neighbours: torch.Tensor, weights:
     ],
 )
 def test_a_start_prior_that_is_none_is_refused(sizes: torch.Tensor, logs: torch.Tensor) -> None:
-    content = RecordDict({"blends": wire.pack_parameters({"blends": torch.ones(2, 1)})})
+    content = RecordDict({"blends": wire.pack_parameters({"0": torch.ones(2, 1)})})
     content["start-prior"] = wire.pack_parameters({"sizes": sizes, "logs": logs})
     with pytest.raises(WireError, match=r"start prior|sizes of support sets"):
-        wire.request_additions(content, 3)
+        wire.request_additions(content, CELLS[:1], 3)
+
+
+CELLS = [Cell("time", 3), Cell("random", 1)]
 
 
 def additions() -> Additions:
@@ -388,23 +407,26 @@ def additions() -> Additions:
         for value in (1.0, 2.0)
     ]
     prior = StartPrior(sizes=(1,), logs=torch.zeros(1, 3), blends=(0.0,))
-    return Additions(regressions=regressions, sharpness=3.0, start_prior=prior, blends=torch.arange(8.0).reshape(2, 4))
+    blends = dict(zip(CELLS, (torch.arange(8.0).reshape(2, 4), torch.ones(1, 4)), strict=True))
+    return Additions(regressions=regressions, sharpness=3.0, start_prior=prior, blends=blends)
 
 
 def a_request() -> EvaluateRequest:
     return EvaluateRequest(
-        role=Role.VALIDATION, order="time", support=3, adapt=True, draws=1, sampling_rate=1.0, rating_scale=None,
-        catalogue="any",
+        role=Role.VALIDATION, orders=("time", "random"), supports=(3, 1), adapt=True, draws=1, sampling_rate=1.0,
+        rating_scale=None, catalogue="any",
     )  # fmt: skip
 
 
 def test_additions_travel() -> None:
     sent = additions()
-    found = wire.request_additions(wire.pack_request(a_request(), None, sent), 3)
+    assert a_request().cells == CELLS
+    found = wire.request_additions(wire.pack_request(a_request(), None, sent), CELLS, 3)
     assert found is not None
     assert found.start_prior is not None
     assert sent.start_prior is not None
-    assert torch.equal(found.blends, sent.blends)
+    assert list(found.blends) == CELLS
+    assert all(torch.equal(found.blends[cell], ways) for cell, ways in sent.blends.items())
     assert found.sharpness == 3.0
     for one, other in zip(found.regressions, sent.regressions, strict=True):
         assert torch.equal(one.neighbours, other.neighbours)
@@ -412,7 +434,7 @@ def test_additions_travel() -> None:
         assert one.decay == other.decay
     assert found.start_prior.sizes == sent.start_prior.sizes
     assert torch.equal(found.start_prior.logs, sent.start_prior.logs)
-    assert wire.request_additions(wire.pack_request(a_request()), 3) is None
+    assert wire.request_additions(wire.pack_request(a_request()), CELLS, 3) is None
 
 
 @pytest.mark.parametrize(
@@ -428,17 +450,21 @@ def test_additions_travel() -> None:
     ],
 )
 def test_blends_that_are_none_are_refused(blends: torch.Tensor) -> None:
-    content = wire.pack_request(a_request(), None, replace(additions(), blends=blends))
+    sent = replace(additions(), blends=additions().blends | {CELLS[1]: blends})  # type: ignore[operator]
+    content = wire.pack_request(a_request(), None, sent)
     with pytest.raises(WireError, match="blends must be"):
-        wire.request_additions(content, 3)
+        wire.request_additions(content, CELLS, 3)
+    for cells in (CELLS[:1], [*CELLS, Cell("time", 1)]):
+        with pytest.raises(WireError, match=r"blends must be of cells 0.*, got 0, 1"):
+            wire.request_additions(content, cells, 3)
     content["blends"] = ArrayRecord()
-    with pytest.raises(WireError, match="got none"):
-        wire.request_additions(content, 3)
+    with pytest.raises(WireError, match="blends must be of cells 0, 1, got none"):
+        wire.request_additions(content, CELLS, 3)
     del content["blends"]
     with pytest.raises(
         WireError, match="must come with blends, got regression 0, regression 1, start-prior, text-kernel"
     ):
-        wire.request_additions(content, 3)
+        wire.request_additions(content, CELLS, 3)
 
 
 @pytest.mark.parametrize("decay", [[0.0], [1.5], [float("nan")], [0.5, 0.5]])
@@ -452,7 +478,7 @@ def test_a_decay_that_is_none_is_refused(decay: list[float]) -> None:
         }
     )
     with pytest.raises(WireError, match="decay above 0"):
-        wire.request_additions(content, 3)
+        wire.request_additions(content, CELLS, 3)
 
 
 @pytest.mark.parametrize("sharpness", [-1.0, 1e5, float("inf"), float("nan"), 8, "8"])
@@ -460,43 +486,110 @@ def test_a_sharpness_that_is_none_is_refused(sharpness: Any) -> None:
     content = wire.pack_request(a_request(), None, additions())
     content["text-kernel"]["sharpness"] = sharpness  # type: ignore[index,call-overload]
     with pytest.raises(WireError, match="sharpness"):
-        wire.request_additions(content, 3)
+        wire.request_additions(content, CELLS, 3)
 
 
 @pytest.mark.parametrize("sizes", [(3, 1), (0, 1), (1, 1), (1, 2**40)])
 def test_sizes_that_are_none_are_refused(sizes: tuple[int, ...]) -> None:
-    request = MomentsRequest(catalogue="any", order="time", start_sizes=sizes)
+    request = MomentsRequest(catalogue="any", start_sizes=sizes)
     with pytest.raises(WireError, match="whole numbers"):
         wire.unpack_request(MomentsRequest, wire.pack_request(request))
 
 
-def test_moments_that_cannot_be_solved_leave_the_model_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("orders", [ORDERS, ("random",), ("time",)])
+def test_moments_that_cannot_be_solved_leave_the_model_as_it_is_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, orders: tuple[Order, ...]
 ) -> None:
     """One node's moments of no users, far below zero, must not end the run after all of its rounds."""
 
     def spoilt(learner: Any, nodes: Any, request: MomentsRequest) -> Moments:
         answer = moments_of(learner, nodes, request)
-        items = answer.moments.support.shape[0]
-        broken = sp.csr_array(sp.eye_array(items, format="csr", dtype=np.float32) * np.float32(-1e9))
-        return replace(answer, moments=replace(answer.moments, support=broken))
+        broken = sp.csr_array(sp.eye_array(learner.items, format="csr", dtype=np.float32) * np.float32(-1e9))
+        spoilt_ones = {order: replace(answer.moments[order], support=broken) for order in orders}
+        return replace(answer, moments={**answer.moments, **spoilt_ones})
 
     monkeypatch.setattr("client.app.moments_of", spoilt)
     _, folder = run(tmp_path)
-    assert "cannot be solved" in caplog.text
-    assert not load_checkpoint(folder).regressions
+    assert caplog.text.count("cannot be solved") == len(orders)
+    checkpoint = load_checkpoint(folder)
+    assert set(checkpoint.regressions) == set(read_blends(folder)) == set(ORDERS) - set(orders)
+    assert (checkpoint.start_prior is None) or "time" not in orders
 
 
 def test_validation_nodes_that_fail_meanwhile_cost_what_they_would_have_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged = _Fitter._judged
+    values = _Fitter._values
 
-    def failing(self: _Fitter, order: Order, support: int, additions: Additions) -> list[float]:
-        return [] if additions.sharpness is not None else judged(self, order, support, additions)
+    def failing(self: _Fitter, additions: Additions) -> dict[Cell, list[float]]:
+        return {} if additions.sharpness is not None else values(self, additions)
 
-    monkeypatch.setattr(_Fitter, "_judged", failing)
+    monkeypatch.setattr(_Fitter, "_values", failing)
     _, folder = run(tmp_path)
     checkpoint = load_checkpoint(folder)
     assert checkpoint.regressions
     assert not checkpoint.text_blends
+
+
+def test_nodes_are_asked_once_for_moments_and_validation_nodes_once_for_regressions_and_once_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Broadcast] = []
+
+    def noted(grid: Grid, messages: Broadcast, timeout: float) -> Iterator[Message]:
+        asked.append(messages)
+        return deliver(grid, messages, timeout)
+
+    monkeypatch.setattr("server.regression.deliver", noted)
+    run(tmp_path)
+    assert [one.kind for one in asked] == ["query.moments", "evaluate", "evaluate"]
+    cells = [wire.unpack_request(EvaluateRequest, one.content).cells for one in asked[1:]]
+    assert cells == [[Cell(order, support) for order in ORDERS for support in (1, 3, 4)]] * 2
+    alone, beside = (set(one.content) - {"request", "parameters", "blends"} for one in asked[1:])
+    assert alone == {f"regression {place}" for place in range(4)}
+    assert {"text-kernel", "start-prior"} < beside <= alone | {"text-kernel", "start-prior"}
+
+
+def asked_at_once(settings: Settings, cells: Sequence[Cell], *, has_time: bool = True) -> Evaluation:
+    """Return what all validation users say of what ``additions`` has for the catalogue, in some cells."""
+    learner, population = load_learner(settings), load_population(settings)
+    count = settings.generator.users
+    nodes = simulated_nodes(settings, count, np.arange(count), np.arange(count, dtype=np.uint64))
+    untimed = replace(population, interactions=replace(population.interactions, has_time=has_time))
+    shift = torch.arange(1, learner.items + 1)[:, None] % learner.items
+    regressions = [TaskRegression(neighbours=shift, weights=torch.ones(learner.items, 1))]
+    blends = {cell: torch.tensor([[0.0], [cell.support]]) for cell in cells}
+    request = EvaluateRequest(
+        role=Role.VALIDATION,
+        orders=tuple(order for order, _ in cells),
+        supports=tuple(support for _, support in cells),
+        adapt=True,
+        draws=2,
+        sampling_rate=1.0,
+        rating_scale=None,
+        catalogue=learner.catalogue,
+    )
+    parameters = {name: value.detach() for name, value in learner.model.named_parameters()}
+    content = wire.pack_request(
+        request, wire.pack_parameters(parameters), Additions(regressions=regressions, blends=blends)
+    )
+    reply = answer(learner, replace(nodes, population=untimed), content, "evaluate")
+    return wire.unpack_evaluation(reply, [2] * len(cells))
+
+
+def test_cells_asked_at_once_are_judged_as_those_asked_alone(tmp_path: Path) -> None:
+    settings = small_settings(run__out=str(tmp_path))
+    cells = [Cell(order, support) for order in ORDERS for support in (1, 3)] + [Cell("random", 10_000)]
+    together = asked_at_once(settings, cells).cells
+    for cell, judged in zip(cells, together, strict=True):
+        assert asked_at_once(settings, [cell]).cells == [judged]
+    assert together[0].users == 2 * together[2].users > 0
+    assert together[0].sums["ndcg@10"][0] != together[0].sums["ndcg@10"][1]
+    assert together[-1] == Judged(users=0, sums={})
+
+
+def test_a_node_without_timestamps_judges_nobody_in_time_order(tmp_path: Path) -> None:
+    settings = small_settings(run__out=str(tmp_path))
+    random, in_time = asked_at_once(settings, [Cell("random", 1), Cell("time", 1)], has_time=False).cells
+    assert random.users > 0
+    assert in_time == Judged(users=0, sums={})

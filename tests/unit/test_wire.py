@@ -15,6 +15,7 @@ from metarec_shared.exchange import (
     EnrollmentRequest,
     EvaluateRequest,
     Evaluation,
+    Judged,
     MetaUpdate,
     TrainRequest,
 )
@@ -35,8 +36,8 @@ def an_update(**changes: torch.Tensor) -> RecordDict:
         TrainRequest(round_number=4, sampling_rate=0.25, rating_scale=RatingScale(low=1, high=5), catalogue="abc"),
         EvaluateRequest(
             role=Role.VALIDATION,
-            order="time",
-            support=10,
+            orders=("random", "time", "time"),
+            supports=(10, 1, 10),
             adapt=True,
             draws=3,
             sampling_rate=0.5,
@@ -53,14 +54,22 @@ def test_answers_survive_the_trip() -> None:
     update = wire.unpack_meta_update(an_update(), LIKE)
     assert (update.weight, update.loss, update.users, update.nodes) == (3.0, 1.5, 3, 2)
     assert torch.equal(update.gradients["a"], torch.ones(2, 3))
-    evaluation = Evaluation(sums={"ndcg@10": 0.5, "mrr": 1.0}, users=4, nodes=3)
-    assert wire.unpack_evaluation(wire.pack_evaluation(evaluation)) == evaluation
+    assert wire.unpack_evaluation(wire.pack_evaluation(an_evaluation()), (1, 2, 3)) == an_evaluation()
     scale = RatingScale(low=1.0, high=5.0)
     enrollment = an_enrollment(scale)
     returned = wire.unpack_enrollment(wire.pack_enrollment(enrollment), 3)
     assert (returned.rating_scale, returned.rating_sum, returned.rating_count) == (scale, 7.5, 3)
     for column in ("node_ids", "names", "training_users", "validation_users", "item_counts"):
         assert getattr(returned, column).tolist() == getattr(enrollment, column).tolist()
+
+
+def an_evaluation() -> Evaluation:
+    cells = [
+        Judged(users=4, sums={"ndcg@10": [0.5], "mrr": [1.0]}),
+        Judged(users=2, sums={"ndcg@10": [0.0, 1.5]}),
+        Judged(users=0, sums={}),
+    ]
+    return Evaluation(cells=cells, nodes=3)
 
 
 def an_enrollment(scale: RatingScale | None = None, **columns: np.ndarray) -> Enrollment:
@@ -112,22 +121,58 @@ def test_a_sum_that_is_none_of_so_many_ratings_is_refused(total: float, count: f
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("changes", "message"),
     [
-        ("rating_scale", ["a", "b"]),
-        ("rating_scale", [1.0, 2.0, 3.0]),
+        ({"rating_scale": ["a", "b"]}, "a rating scale must be"),
+        ({"rating_scale": [1.0, 2.0, 3.0]}, "a rating scale must be"),
+        ({"orders": "time", "supports": 3}, "EvaluateRequest.orders is missing or mistyped"),
+        ({"orders": [], "supports": []}, "cells must be"),
+        ({"orders": ["time"]}, "cells must be"),
+        ({"supports": [3]}, "cells must be"),
+        ({"orders": ["time", "alphabet"]}, "cells must be"),
+        ({"orders": [1, 2]}, "cells must be"),
+        ({"supports": [0, 3]}, "cells must be"),
+        ({"supports": [3, 2**40]}, "cells must be"),
+        ({"supports": [1.0, 3.0]}, "cells must be"),
+        ({"orders": ["time", "time"], "supports": [3, 3]}, "cells must be"),
+        ({"orders": ["time"] * 65, "supports": list(range(1, 66))}, "cells must be"),
     ],
 )
-def test_an_evaluation_request_whose_rating_scale_is_none_is_refused(name: str, value: list[Any]) -> None:
+def test_an_evaluation_request_whose_scale_or_cells_are_none_is_refused(changes: dict[str, Any], message: str) -> None:
     request = EvaluateRequest(
-        role=Role.VALIDATION, order="time", support=3, adapt=True, draws=1, sampling_rate=1.0, rating_scale=None,
-        catalogue="any",
+        role=Role.VALIDATION, orders=("random", "time"), supports=(3, 3), adapt=True, draws=1, sampling_rate=1.0,
+        rating_scale=None, catalogue="any",
     )  # fmt: skip
     content = wire.pack_request(request)
     assert wire.unpack_request(EvaluateRequest, content) == request
-    content["request"][name] = value  # type: ignore[index,call-overload]
-    with pytest.raises(WireError):
+    content["request"] = ConfigRecord({**content.config_records["request"], **changes})
+    with pytest.raises(WireError, match=message):
         wire.unpack_request(EvaluateRequest, content)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"users": 2, "ndcg@10": [0.5]}, "'ndcg@10' of cell 1 must be 2 finite numbers"),
+        ({"users": 2, "ndcg@10": [0.5, 0.5, 0.5]}, "'ndcg@10' of cell 1 must be 2 finite numbers"),
+        ({"users": 2, "ndcg@10": 0.5}, "'ndcg@10' of cell 1 must be 2 finite numbers"),
+        ({"users": 2, "ndcg@10": [0.5, float("nan")]}, "'ndcg@10' of cell 1 must be 2 finite numbers"),
+        ({"users": 2, "ndcg@10": [0.5, float("inf")]}, "'ndcg@10' of cell 1 must be 2 finite numbers"),
+        ({"users": 2, "ndcg@10": [0.5, -0.5]}, "'ndcg@10' of cell 1 must be 2 finite numbers"),
+        ({"ndcg@10": [0.5, 0.5]}, "users of cell 1 must be from 0"),
+        ({"users": -2, "ndcg@10": [0.5, 0.5]}, "users of cell 1 must be from 0"),
+        ({"users": 2.0, "ndcg@10": [0.5, 0.5]}, "users of cell 1 must be from 0"),
+        ({"users": 2**40, "ndcg@10": [0.5, 0.5]}, "users of cell 1 must be from 0"),
+    ],
+)
+def test_metrics_that_are_none_are_refused(numbers: dict[str, Any], message: str) -> None:
+    content = wire.pack_evaluation(an_evaluation())
+    content["cell 1"] = MetricRecord(numbers)
+    with pytest.raises(WireError, match=message):
+        wire.unpack_evaluation(content, (1, 2, 3))
+    del content["cell 1"]
+    with pytest.raises(WireError, match="lacks its MetricRecord 'cell 1'"):
+        wire.unpack_evaluation(content, (1, 2, 3))
 
 
 @pytest.mark.parametrize("bits", [8, 16])
