@@ -35,6 +35,7 @@ check: $(INSTALLED_DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive client metarec_shared server simulations
 
 format: $(INSTALLED_DEV)
 	$(BIN)/ruff format .

@@ -76,7 +76,7 @@ def _load(source: Source) -> Any:
     options = {"revision": source.revision or None, "local_files_only": True, "trust_remote_code": False}
     try:
         with quiet():
-            return AutoModelForMaskedLM.from_pretrained(source.location, **options, dtype=torch.float32)
+            return AutoModelForMaskedLM.from_pretrained(source.location, **options, dtype=torch.float32)  # nosec B615
     except Exception as error:  # transformers raises many kinds where an architecture has no such head
         cause = " ".join(str(error).split())[:200]
         raise SettingsError(f"text.adapt-steps: {source.label} cannot go on by masked language: {cause}") from error

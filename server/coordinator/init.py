@@ -62,7 +62,7 @@ def certificate_names(settings: ServerSettings) -> tuple[str, ...]:
 
 
 def _write_templates(home: Home, settings: ServerSettings) -> None:
-    templates = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)  # noqa: S701
+    templates = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)  # noqa: S701  # nosec B701
     templates.filters["toml"] = toml_value
     for name in _TEMPLATES:
         text = files("server.coordinator").joinpath("templates", f"{name}.j2").read_text(encoding="utf-8")
