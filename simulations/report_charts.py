@@ -139,4 +139,4 @@ def svg(figure: Figure, name: str, text: str) -> Markup:
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
     for variable, colour in COLOURS.items():
         svg = svg.replace(colour, f"var(--{variable})")
-    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(text)}" ', 1))  # noqa: S704  # nosec B704
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(text)}" ', 1))  # noqa: S704
