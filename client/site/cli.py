@@ -116,12 +116,18 @@ def start(folder: SiteFolder) -> None:
 
 
 @site_app.command()
-def status(folder: SiteFolder, as_json: AsJson = False) -> None:
+def status(
+    folder: SiteFolder,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing; exit code 1 unless connected.")] = False,
+) -> None:
     """Show how the site is doing and what it has spent."""
     from client.site.folder import load_site
     from client.site.report import report, table
 
     found = report(load_site(folder))
+    if quiet:
+        raise typer.Exit(0 if found["state"] == "connected" else 1)
     typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else table(found))
 
 

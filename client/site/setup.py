@@ -11,6 +11,10 @@ from client.site.templates import privacy_text, settings_text
 from metarec_shared.errors import SettingsError, TrustError
 from metarec_shared.invitation import AUTHORITY, CATALOGUE, Invitation, content_hash, file_hash, open_invitation
 from metarec_shared.settings import Mode
+from metarec_shared.template_files import rendered
+
+DEPLOYMENT = ("deploy/Dockerfile", "deploy/compose.yaml", "deploy/metarec-site.service")
+"""Files that run the site in a container or under systemd."""
 
 
 def init_site(
@@ -46,6 +50,10 @@ def init_site(
         )
         (made / "privacy.toml").write_text(privacy_text(mode), encoding="utf-8")
         (made / EXCLUDED_FILE).touch()
+        for file in DEPLOYMENT:
+            (made / file).parent.mkdir(exist_ok=True)
+            text = rendered("client.site", file, name=name, folder=str(folder.absolute()))
+            (made / file).write_text(text, encoding="utf-8")
         make_keys(made / "site.key", name)
         write_approval(made / "approved.json", Approval.of(invitation, found))
         for part in ("data", STATE_FOLDER):

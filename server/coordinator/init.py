@@ -2,15 +2,12 @@
 
 import shutil
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
-
-from jinja2 import Environment, StrictUndefined
 
 from metarec_shared.errors import FederationError
 from metarec_shared.files import write_text
 from metarec_shared.settings import parse_table
-from metarec_shared.toml_text import toml_value
+from metarec_shared.template_files import rendered
 from server.coordinator.certificates import issue_certificate, make_authority, make_signing_key
 from server.coordinator.flower import write_connection
 from server.coordinator.home import Home, ServerSettings
@@ -62,9 +59,6 @@ def certificate_names(settings: ServerSettings) -> tuple[str, ...]:
 
 
 def _write_templates(home: Home, settings: ServerSettings) -> None:
-    templates = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)  # noqa: S701  # nosec B701
-    templates.filters["toml"] = toml_value
     for name in _TEMPLATES:
-        text = files("server.coordinator").joinpath("templates", f"{name}.j2").read_text(encoding="utf-8")
-        rendered = templates.from_string(text).render(server=settings, folder=str(home.folder.absolute()))
-        write_text(home.folder / name, rendered)
+        text = rendered("server.coordinator", f"templates/{name}", server=settings, folder=str(home.folder.absolute()))
+        write_text(home.folder / name, text)

@@ -49,7 +49,8 @@ def test_init_makes_a_folder_for_its_owner_alone(tmp_path: Path, invitation: Pat
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     assert names == {
         "site.toml", "site.key", "site.key.pub", "ca.crt", "catalogue", "catalogue/items.csv", "approved.json",
-        "privacy.toml", "data", "excluded.txt", "state",
+        "privacy.toml", "data", "excluded.txt", "state", "deploy", "deploy/Dockerfile", "deploy/compose.yaml",
+        "deploy/metarec-site.service",
     }  # fmt: skip
     for path in (folder, *folder.rglob("*")):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
@@ -294,3 +295,9 @@ def test_status_of_a_site_that_never_started(tmp_path: Path, invitation: Path) -
     assert "never started" in run("status", site.folder).stdout
     found = json.loads(run("status", site.folder, "--json").stdout)
     assert (found["state"], found["ledger"], found["excluded"]) == ("never started", None, 0)
+
+
+def test_a_site_that_is_not_connected_says_so_to_a_health_check(tmp_path: Path, invitation: Path) -> None:
+    site = make_site(tmp_path / "site", invitation)
+    said = run("status", site.folder, "--quiet")
+    assert (said.exit_code, said.output) == (1, "")
