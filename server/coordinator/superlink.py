@@ -11,12 +11,14 @@ import ipaddress
 import logging
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from metarec_shared.exposition import serve_figures
+from metarec_shared.log_lines import Line
 from server.coordinator.home import Home
 from server.coordinator.metrics import CoordinatorCollector, node_states
 
@@ -70,10 +72,13 @@ def _is_here(host: str) -> bool:
 def main() -> None:
     """Run Flower's SuperLink with the gate before it, and the metrics that the folder's settings ask for."""
     home = Home(Path(sys.argv.pop(1)))
-    port = home.settings().metrics_port
+    settings = home.settings()
+    port = settings.metrics_port
     import flwr.superlink.main as superlink
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
+    if settings.log_format == "json":
+        _log_as_json()
     create = superlink.create_app
 
     def gated(*arguments: Any, **options: Any) -> Any:
@@ -85,6 +90,25 @@ def main() -> None:
 
     superlink.create_app = gated
     flower_superlink()
+
+
+def _log_as_json() -> None:
+    """Write the lines of Flower and of its web server as JSON objects."""
+    from flwr.supercore.logger import FLOWER_LOGGER
+
+    command: Any = import_module("flwr.superlink.cli.flower_superlink")
+    handler = logging.StreamHandler()
+    handler.setFormatter(Line("json"))
+    handler.setLevel(logging.INFO)
+    FLOWER_LOGGER.handlers = [handler]
+    configured = command.get_uvicorn_log_config
+
+    def as_json(level: int) -> dict[str, Any]:
+        config: dict[str, Any] = configured(level)
+        config["formatters"] = {name: {"()": Line, "form": "json"} for name in config["formatters"]}
+        return config
+
+    command.get_uvicorn_log_config = as_json
 
 
 def _serve_metrics(home: Home, linkstate: Callable[[], Any], port: int) -> None:

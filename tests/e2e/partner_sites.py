@@ -64,6 +64,7 @@ class Federation:
     port: int
     sites: dict[str, Path] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    ports: list[int] = field(default_factory=list)
     _stack: ExitStack = field(default_factory=ExitStack)
 
     @property

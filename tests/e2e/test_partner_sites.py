@@ -1,9 +1,15 @@
 """A coordinator and three sites, data from PostgreSQL, CSV and Parquet, over TLS; and what happens to them."""
 
+import http.client
 import json
 import os
+import random
+import re
 import signal
+import socket
+import ssl
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,11 +55,15 @@ def running(root: Path) -> Iterator[Federation]:
         (root / "shop.url").write_text(_fill_database(address, parts[0]))
         port = str(made.port)
         ok(made.command("server", "init", made.home, "--port", port, "--catalogue", root / "whole"))
+        made.ports = [made.port, *free_ports(3)]
+        _set(made.home / "server.toml", "metrics-port", made.ports[1])
         made.start_server()
         for place, (name, part) in enumerate(zip(SITES, parts, strict=True)):
             _make_site(made, name)
             data = made.sites[name] / "data"
             if place == 0:
+                _set(made.sites[name] / "site.toml", "port", made.ports[2])
+                _set(made.sites[name] / "site.toml", "metrics-port", made.ports[3])
                 (data / "source.toml").write_text(SOURCE.format(url=root / "shop.url"))
             elif place == 1:
                 part.to_csv(data / "interactions.csv", index=False)
@@ -94,9 +104,15 @@ def _make_site(made: Federation, name: str) -> None:
     made.sites[name] = folder
     invitation = made.home / "invitation"
     ok(made.command("site", "init", folder, "--invitation", invitation, "--name", name, "--mode", "none"))
-    settings = folder / "site.toml"
-    settings.write_text(settings.read_text().replace("port = 9094", f"port = {free_ports(1)[0]}", 1))
+    _set(folder / "site.toml", "port", free_ports(1)[0])
     ok(made.command("server", "enroll", made.home, folder / "site.key.pub", "--name", name))
+
+
+def _set(path: Path, key: str, value: int) -> None:
+    """Change a number in a file of settings, as an operator's editor would."""
+    text, count = re.subn(rf"^{key} = \d+", f"{key} = {value}", path.read_text(), flags=re.MULTILINE)
+    assert count == 1
+    path.write_text(text)
 
 
 def run(made: Federation, name: str, *more: str, **values: object) -> subprocess.CompletedProcess[str]:
@@ -214,24 +230,45 @@ def test_a_revoked_site_gets_nothing_more_and_the_others_go_on(running: Federati
     wait_until(lambda: "key" in log.read_text()[-5000:], "the site's log says why")
 
 
-def test_plain_text_and_random_bytes_at_the_port_change_nothing(running: Federation) -> None:
-    import random
-    import socket
+def test_other_machines_reach_what_nodes_call_and_nothing_else(running: Federation) -> None:
+    trusted = ssl.create_default_context(cafile=str(running.home / "invitation" / "ca.crt"))
+    paths = ("/v1/fleet/pull-messages", "/v1/control/list-runs", "/v1/runtime/acquire-task", "/docs")
+    answers = {}
+    for source in ("127.0.0.1", "127.0.0.2"):  # the second is not this machine's own address
+        for path in paths:
+            connection = http.client.HTTPSConnection(
+                "127.0.0.1", running.port, timeout=20, source_address=(source, 0), context=trusted
+            )
+            connection.request("POST", path, body=b"", headers={"X-Forwarded-For": "127.0.0.1"})
+            answers[source, path] = connection.getresponse().status
+            connection.close()
+    assert [path for path in paths if answers["127.0.0.2", path] == 403] == list(paths[1:])
+    assert 403 not in [answers["127.0.0.1", path] for path in paths]
 
+
+def test_random_bytes_at_every_port_change_nothing(running: Federation) -> None:
+    """A thousand at each: the server's, its metrics', a SuperNode's own, a site's metrics'."""
     draw = random.Random(0)
-    for _ in range(1000):
-        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as one:
-            one.sendall(draw.randbytes(draw.randrange(1, 300)))
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as one:
+    for port in running.ports:
+        for _ in range(1000):
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as one:
+                one.sendall(draw.randbytes(draw.randrange(1, 300)))
+    with socket.create_connection(("127.0.0.1", running.port), timeout=20) as one:
         one.sendall(b"GET /v1/control/list-runs HTTP/1.1\r\nHost: here\r\n\r\n")
-        one.settimeout(10)
-        answer = one.recv(100)
-        assert not answer.startswith(b"HTTP/1.1 200")
-    assert running.states()[SITES[0]] == "online"
+        one.settimeout(20)
+        assert not one.recv(100).startswith(b"HTTP/1.1 200"), "plain text where TLS is spoken"
+    site = SITES[0]
+    assert running.states()[site] == "online"
+    for port in (running.ports[1], running.ports[3]):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20) as answer:
+            assert json.loads(answer.read())["healthy"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+            assert b"metarec_site" in answer.read()
+    assert all(process.poll() is None for name, process in running.processes.items() if name != SITES[2])
 
 
 def test_stopping_a_site_leaves_no_process(root: Path) -> None:
-    """The runbook's first steps again, with nothing but a site that waits for its server."""
+    """A site that waits for a server which is not there."""
     with federation(root / "alone") as made:
         (root / "alone").mkdir(exist_ok=True)
         ok(made.command("server", "init", made.home, "--port", str(made.port), "--catalogue", root / "whole"))
