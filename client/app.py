@@ -44,7 +44,10 @@ def _load(message: Message, context: Context) -> tuple[Learner | RatingLearner, 
     check_catalogue(context.node_config)
     learner = load_target(settings)
     guard = site_guard(policy, path, settings, learner.released, str(context.run_id))
-    return learner, load_node(settings, context.node_config, context.node_id, guard)
+    node = load_node(settings, context.node_config, context.node_id, guard)
+    if isinstance(learner, Learner) and settings.federation.catalogues == "own":
+        learner.keep_bias(node)
+    return learner, node
 
 
 def answer(learner: Learner | RatingLearner, nodes: Nodes, content: RecordDict, kind: str) -> RecordDict:
@@ -60,8 +63,9 @@ def answer(learner: Learner | RatingLearner, nodes: Nodes, content: RecordDict, 
         case "query":
             request = wire.unpack_request(EnrollmentRequest, content)
             learner.check_catalogue(request.catalogue)
-            ratings = isinstance(learner, RatingLearner)
-            return wire.pack_enrollment(enroll(nodes, learner.items, popularity=request.popularity, ratings=ratings))
+            ratings, own = isinstance(learner, RatingLearner), learner.settings.federation.catalogues == "own"
+            items, popularity = (0, False) if own else (learner.items, request.popularity)
+            return wire.pack_enrollment(enroll(nodes, items, popularity=popularity, ratings=ratings))
         case "query.moments":
             wanted = wire.unpack_request(MomentsRequest, content)
             learner.check_catalogue(wanted.catalogue)

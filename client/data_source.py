@@ -13,7 +13,7 @@ from client.learner import Learner
 from client.node import Nodes
 from client.privacy.guard import SimulatedGuard, SiteGuard
 from client.rating_learner import RatingLearner
-from metarec_shared.errors import DataError, PrivacyError
+from metarec_shared.errors import DataError, NodeError, PrivacyError
 from metarec_shared.partition import Partition, partition_users
 from metarec_shared.population import Population
 from metarec_shared.privacy.terms import FEWEST_USERS_OF_A_SITE, run_terms
@@ -95,6 +95,8 @@ def simulated_nodes(settings: Settings, count: int, places: NDArray[np.int64], n
         places: Which of them, from 0.
         node_ids: Flower's ids of these.
     """
+    if settings.federation.catalogues == "own":
+        raise NodeError("federation.catalogues = own is for deployed sites: simulated nodes all have the run's items")
     users, offsets = load_partition(settings, count).of_all(places)
     return Nodes(
         node_ids=node_ids,

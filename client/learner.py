@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from client.node import Nodes
 from metarec_shared.augmentation import text_neighbours
 from metarec_shared.candidates import Candidates, draw_candidates
 from metarec_shared.checkpoint import load_parameters
@@ -20,11 +21,13 @@ from metarec_shared.initialization import initial_model, released_names, travell
 from metarec_shared.memory import GB, is_out_of_memory, peak_bytes, room
 from metarec_shared.meta_gradient import Batch, MetaGradient, cohort_meta_gradient, separately_clipped_sum
 from metarec_shared.model import BertRecommender
+from metarec_shared.popularity import log_popularity
 from metarec_shared.pretraining import Objective, build_objective, cohort_gradient, separately_clipped_gradient
 from metarec_shared.pretraining.gradient import Batch as HistoriesAndWeights
 from metarec_shared.randomness import generator
 from metarec_shared.rating_model import RatingModel
 from metarec_shared.settings import Settings
+from metarec_shared.split import Role
 from metarec_shared.tasks import TaskBatch
 
 MOST_USERS_AT_ONCE = 512
@@ -107,6 +110,19 @@ class Learner(LoadedModel[BertRecommender]):
         super().__init__(settings, catalogue, initial_model(settings, text))
         self._most_users = MOST_USERS_AT_ONCE
         self.drawn_for_evaluation: tuple[Hashable, list[TaskBatch]] | None = None
+
+    def keep_bias(self, node: Nodes) -> None:
+        """Let the score bias of items that no other node knows be their log popularity at this one; it never leaves.
+
+        Where users are protected it stays zero: a bias that is counted from users would carry each of them into the
+        gradients of all others, past the clip norm.
+        """
+        bias = torch.zeros(self.items)
+        if node.guard is None:
+            users = node.users[node.users_in(Role.TRAINING)]
+            bias = torch.from_numpy(log_popularity(node.population.item_counts(users, self.items).astype(np.float64)))
+        with torch.no_grad():
+            self.model.item_bias.copy_(bias)
 
     def id_mask(self, round_number: int) -> Bool[Tensor, " items"] | None:
         """Draw which items' ID vectors are on in a round; the draw is public, so it is one for all nodes."""

@@ -113,7 +113,7 @@ def enroll(nodes: Nodes, catalogue_size: int, *, popularity: bool = True, rating
 
     Args:
         nodes: The nodes.
-        catalogue_size: Number of items.
+        catalogue_size: Number of items; 0 where every node has items of its own, which nobody counts.
         popularity: Whether item counts are wanted; under terms of privacy they are bounded, noised and charged.
         ratings: Whether the sum and the number of their ratings are wanted; under terms of privacy they are not said.
 
@@ -135,7 +135,8 @@ def enroll(nodes: Nodes, catalogue_size: int, *, popularity: bool = True, rating
     users = nodes.users[training]
     for start in range(0, len(users), USERS_COUNTED_AT_ONCE):
         part = users[start : start + USERS_COUNTED_AT_ONCE]
-        counts += nodes.population.item_counts(part, catalogue_size)
+        if catalogue_size:
+            counts += nodes.population.item_counts(part, catalogue_size)
         scales.append(nodes.population.observed_scale(part))
         if ratings:
             part_sum, part_count = nodes.population.rating_sum(part)

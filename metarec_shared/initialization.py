@@ -58,7 +58,7 @@ def released_names(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:
         settings: ``federation.released`` is ``all``, or beginnings of names separated by commas. Under terms of
             privacy ID vectors, which have a row an item, are not among them unless ``privacy.item-ids`` says so. With
             ``federation.lora-rank`` the encoder's are not, but its adapters'. A rating model's mean is among them under
-            terms alone; without, nodes report it.
+            terms alone; without, nodes report it. Where nodes have items of their own, the score bias stays with them.
         names: All parameters of the model.
 
     Raises:
@@ -71,6 +71,8 @@ def released_names(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:
         names = tuple(name for name in names if name != MEAN)
     if settings.federation.lora_rank:
         names = tuple(name for name in names if not is_frozen(name))
+    if settings.federation.catalogues == "own":
+        names = tuple(name for name in names if name != ITEM_BIAS)
     if wanted == ["all"]:
         return names
     for beginning in wanted:
@@ -89,7 +91,8 @@ def travelling_names(settings: Settings, names: Iterable[str]) -> tuple[str, ...
     From a warm start nodes cannot draw the others by themselves, so all are sent.
     """
     names = tuple(names)
+    stay = {ITEM_BIAS} if settings.federation.catalogues == "own" else set()
     if settings.run.init:
-        return names
-    released = set(released_names(settings, names)) | ENROLLED
+        return tuple(name for name in names if name not in stay)
+    released = set(released_names(settings, names)) | ENROLLED - stay
     return tuple(name for name in names if name in released)

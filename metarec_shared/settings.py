@@ -316,6 +316,11 @@ class FederationSettings:
     clip_norm: float = setting(0.0, "largest norm of one user's meta-gradient; 0: nobody is clipped", low=0)
     max_failures: float = setting(0.5, "share of sampled nodes that may fail before the run stops", low=0, high=1)
     round_timeout: float = setting(600.0, "seconds the server waits for nodes and for replies", low=0.1)
+    catalogues: Literal["one", "own"] = setting(
+        "one",
+        "one: all nodes know the same items; own: each has its own, known by their text, and nothing that has a row an "
+        "item travels",
+    )
     sites: str = setting("", "file with the names that nodes were enrolled under; empty: a node says its own")
     aggregation: Literal["mean", "trimmed-mean", "median", "krum"] = setting(
         "mean",

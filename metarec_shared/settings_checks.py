@@ -50,6 +50,7 @@ def check_together(settings: "Settings", source: str) -> None:
             "pseudo-label may be a rated query item, and ghost norms count items once"
         )
     _check_aggregation(settings, source)
+    _check_catalogues(settings, source)
     _check_target(settings, source)
     _check_encoder(settings, source)
     _check_pretraining(settings, source)
@@ -100,6 +101,27 @@ def _check_aggregation(settings: "Settings", source: str) -> None:
             raise SettingsError(
                 f"{source}: {rule} needs federation.{name} of at least {limits.fewest_updates}, got {value}"
             )
+
+
+def _check_catalogues(settings: "Settings", source: str) -> None:
+    """Refuse what has a row an item where nodes have different items."""
+    if settings.federation.catalogues == "one":
+        return
+    wanted: tuple[tuple[str, object, object], ...] = (
+        ("model.item-ids", settings.model.item_ids, False),
+        ("model.target", settings.model.target, "ranking"),
+        ("adaptation.candidates", settings.adaptation.candidates, 0),
+        ("data.item-vectors", settings.data.item_vectors, ""),
+        ("text.adapt-steps", settings.text.adapt_steps, 0),
+    )
+    for name, got, need in wanted:
+        if got != need:
+            raise SettingsError(f"{source}: federation.catalogues = own needs {name} = {need!r}, got {got!r}")
+    if settings.text.encoder in ("auto", "builtin", "random"):
+        raise SettingsError(
+            f"{source}: federation.catalogues = own needs one text encoder for all nodes: text.encoder must "
+            f"name a folder or a hub model, got {settings.text.encoder}"
+        )
 
 
 def _check_target(settings: "Settings", source: str) -> None:

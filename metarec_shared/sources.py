@@ -27,10 +27,12 @@ class ItemFeatures:
     Attributes:
         items: The catalogue, and which of it training knows.
         features: Text vectors of the whole catalogue.
+        own: Whether every node has items of its own: then their text encoder alone has to be the same.
     """
 
     items: TrainingItems
     features: TextFeatures
+    own: bool = False
 
     @property
     def text(self) -> Float[Tensor, "items text"]:
@@ -40,6 +42,8 @@ class ItemFeatures:
     @property
     def fingerprint(self) -> str:
         """Equal at server and node where the same items have the same text and the same text encoder."""
+        if self.own:
+            return f"any items, {self.features.encoder_fingerprint}"
         return f"{self.items.known.fingerprint}-{self.features.fingerprint}"
 
 
@@ -49,8 +53,9 @@ def load_item_features(settings: Settings, *, progress: bool = False) -> ItemFea
     Raises:
         MetaRecError: The catalogue or the text encoder cannot be used.
     """
-    items = training_items(settings, load_catalogue(settings))
-    return ItemFeatures(items=items, features=catalogue_features(items.catalogue, settings, progress=progress))
+    items, own = training_items(settings, load_catalogue(settings)), settings.federation.catalogues == "own"
+    features = catalogue_features(items.catalogue, settings, progress=progress)
+    return ItemFeatures(items=items, features=features, own=own)
 
 
 def catalogue_features(

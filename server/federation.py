@@ -22,7 +22,15 @@ from metarec_shared.checkpoint import Checkpoint, save_checkpoint
 from metarec_shared.errors import CheckpointError, FederationError, WireError
 from metarec_shared.exchange import Enrollment, EnrollmentRequest, Parameters
 from metarec_shared.files import write_json, write_text
-from metarec_shared.initialization import ENROLLED, ITEM_BIAS, MEAN, initial_model, initial_rating_model, released_names
+from metarec_shared.initialization import (
+    ENROLLED,
+    ITEM_BIAS,
+    MEAN,
+    initial_model,
+    initial_rating_model,
+    released_names,
+    travelling_names,
+)
 from metarec_shared.low_rank import adapted, merged
 from metarec_shared.privacy.terms import META_UPDATE, POPULARITY, participations
 from metarec_shared.rating_tasks import middle
@@ -76,7 +84,8 @@ def run_federation(grid: Grid, settings: Settings, observers: Sequence[Tracker] 
     releases = Releases(folder)
     guarded = settings.privacy.mode != "none"
     ranks = settings.model.target == "ranking"
-    popularity = ranks and not (guarded and settings.run.resume)  # asked for once: every answer costs nodes' budget
+    one = settings.federation.catalogues == "one"
+    popularity = ranks and one and not (guarded and settings.run.resume)  # once: every answer costs nodes' budget
     if guarded and popularity:
         releases.count(POPULARITY)
     failures = FailureLog(folder, resume=settings.run.resume)
@@ -88,13 +97,15 @@ def run_federation(grid: Grid, settings: Settings, observers: Sequence[Tracker] 
     initial = initial_parameters(settings, public, roster)
     released = set(released_names(settings, initial))
     trained, untrained = ({n: v for n, v in initial.items() if (n in released) == kept} for kept in (True, False))
-    sent = {name: value for name, value in untrained.items() if name in ENROLLED or settings.run.init}
+    travelling = set(travelling_names(settings, initial))
+    sent = {name: value for name, value in untrained.items() if name in travelling}
     optimizer = OuterOptimizer(settings.outer, trained, settings.federation.rounds)
     best, done = Best(), 0
     if settings.run.resume:
         point = load_resume_point(folder, settings, roster.fingerprint, public.fingerprint)
         optimizer.load(point.parameters, point.optimizer)
-        untrained, sent = untrained | point.untrained, sent | point.untrained
+        untrained = untrained | point.untrained
+        sent |= {name: value for name, value in point.untrained.items() if name in travelling}
         best, done = point.best, point.round_number
         failures.round_number = done
         logger.info("resuming after round %d", done)
@@ -180,7 +191,7 @@ def enroll_nodes(grid: Grid, settings: Settings, public: ItemFeatures, *, popula
             f"{len(nodes)} nodes connected within {limits.round_timeout:g} s; federation.min-nodes: {limits.min_nodes}"
         )
     request = wire.pack_request(EnrollmentRequest(catalogue=public.fingerprint, popularity=popularity))
-    items = len(public.items.positions)
+    items = 0 if public.own else len(public.items.positions)
     sites = enrolled_names(Path(limits.sites)) if limits.sites else None
     tally = Tally(sent=len(nodes), folds=folds_replies(grid))
     replies = deliver(grid, Broadcast(content=request, nodes=nodes, kind="query"), limits.round_timeout)
@@ -241,7 +252,9 @@ def initial_parameters(settings: Settings, public: ItemFeatures, roster: Roster)
     else:
         model = initial_model(settings, public.text)
         parameters = {name: value.detach() for name, value in model.named_parameters()}
-    if roster.item_counts.any() or not settings.run.init:
+    if settings.federation.catalogues == "own":  # nobody has this bias but the server, which ranks for nobody
+        parameters[ITEM_BIAS] = torch.zeros(len(public.items.positions))
+    elif roster.item_counts.any() or not settings.run.init:
         parameters[ITEM_BIAS] = torch.from_numpy(roster.log_popularity())
     return parameters
 

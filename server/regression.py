@@ -84,7 +84,7 @@ def add_task_regressions(grid: Grid, settings: Settings, roster: Roster, folder:
         FederationError: Too many nodes failed, or too few answered.
     """
     wanted = settings.regression.enabled and settings.adaptation.steps > 0 and settings.model.target == "ranking"
-    if not wanted or roster.privacy is not None or not len(roster.validation):
+    if not wanted or public.own or roster.privacy is not None or not len(roster.validation):
         return
     checkpoint = load_checkpoint(folder)
     if checkpoint.has_additions:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import FederationError
 from metarec_shared.exchange import Enrollment
+from metarec_shared.popularity import log_popularity
 from metarec_shared.randomness import generator
 from server.privacy import FederationPrivacy
 
@@ -188,9 +189,9 @@ class Roster:
 
     def log_popularity(self) -> NDArray[np.float32]:
         """Return the logarithm of each item's smoothed share of interactions, where the score bias starts."""
-        smoothing = 1.0 if self.privacy is None else self.privacy.smoothing(len(self.training))
-        counts = self.item_counts + smoothing
-        return np.asarray(np.log(counts / counts.sum()), dtype=np.float32)
+        return log_popularity(
+            self.item_counts, 1.0 if self.privacy is None else self.privacy.smoothing(len(self.training))
+        )
 
 
 def _noise(answer: Enrollment) -> float:

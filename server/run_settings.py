@@ -8,6 +8,10 @@ from typing import Any
 from metarec_shared.settings import PRIVATE_DEFAULTS, RATING_DEFAULTS, Settings, load_toml, parse_assignments
 
 
+OWN_DEFAULTS = {"model.item-ids": False}
+"""What federation.catalogues = own changes of the defaults: ID vectors have a row an item."""
+
+
 def run_settings(config: Path | None, assignments: list[str], options: dict[str, Any]) -> Settings:
     """Return the settings that a file, assignments and options make, each stronger than the one before.
 
@@ -26,6 +30,8 @@ def run_settings(config: Path | None, assignments: list[str], options: dict[str,
         settings = settings.with_values(PRIVATE_DEFAULTS, "defaults")
         if not values.get("run.init"):  # ID vectors are not released: without a warm start they would stay noise
             settings = settings.with_values({"model.item-ids": bool(values.get("privacy.item-ids"))}, "defaults")
+    if values.get("federation.catalogues") == "own":
+        settings = settings.with_values(OWN_DEFAULTS, "defaults")
     if values.get("model.target") == "rating":
         settings = settings.with_values(RATING_DEFAULTS, "defaults")
     for part, source in sources:

@@ -26,7 +26,8 @@ class SiteSettings:
     root_certificates: str = setting("ca.crt", "certificate of the authority that the server's comes from")
     key: str = setting("site.key", "private key of this site, which never leaves it; site.key.pub is its public half")
     data: str = setting("data", "folder with interactions.csv, interactions.parquet or source.toml")
-    catalogue: str = setting("catalogue", "folder with the items that this site approved")
+    catalogue: str = setting("catalogue", "folder with the items that this site approved, or with its own")
+    own_catalogue: bool = setting(False, "the items are this site's own, for runs with federation.catalogues = own")
     privacy_file: str = setting("privacy.toml", "what may leave this site, and how noised")
     approved: str = setting("approved.json", "hashes of what this site approved; written by `metarec site approve`")
     host: str = setting("127.0.0.1", "address of the node's own interface, for processes on this machine")
@@ -107,13 +108,14 @@ class Site:
             "name": self.settings.name,
             "data-path": str(self.data),
             "catalogue-path": str(self.catalogue),
-            "catalogue-hash": approval.catalogue,
             "privacy-file": str(self.privacy_file),
             "excluded-file": str(self.excluded),
             "on-bad-rows": reading.on_bad_rows,
             "rating-low": reading.rating_low,
             "rating-high": reading.rating_high,
         }
+        if not self.settings.own_catalogue:
+            config["catalogue-hash"] = approval.catalogue
         if reading.item_vectors:
             config["item-vectors"] = str(self.folder / reading.item_vectors)
         if reading.user_attributes:

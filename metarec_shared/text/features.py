@@ -34,11 +34,13 @@ class TextFeatures:
             behind it what it was trained on further, and the file whose vectors stand beside the text's.
         fingerprint: Hash of what went in: the catalogue, the encoder and the settings that matter. Equal fingerprints
             mean equal vectors up to rounding, which differs between processors.
+        encoder_fingerprint: The same of the encoder alone; empty where it is trained on the catalogue.
     """
 
     vectors: Float[Tensor, "items width"]
     encoder: str
     fingerprint: str
+    encoder_fingerprint: str = ""
 
 
 def text_features(
@@ -88,7 +90,14 @@ def _features(
     label = source.label
     if source.kind != "builtin" and settings.adapt_steps:
         label += f"+mlm:{settings.adapt_steps}:{corpus.fingerprint[:12]}"
-    return TextFeatures(vectors=vectors, encoder=label, fingerprint=fingerprint)
+    alone = source.kind not in ("builtin", "random") and not settings.adapt_steps
+    parts = [VERSION, source.kind, source.identity, settings.max_tokens]
+    return TextFeatures(
+        vectors=vectors,
+        encoder=label,
+        fingerprint=fingerprint,
+        encoder_fingerprint=_hashed(parts) if alone else "",
+    )
 
 
 def random_vectors(catalogue: Catalogue, width: int) -> Float[Tensor, "items width"]:
@@ -113,5 +122,9 @@ def _fingerprint(catalogue: Catalogue, settings: TextSettings, source: Source, c
         parts += [settings.builtin_width]
     elif settings.adapt_steps:
         parts += ["adapted", settings.adapt_steps, corpus.fingerprint]
+    return _hashed(parts)
+
+
+def _hashed(parts: Iterable[object]) -> str:
     label = "\x1f".join(str(part) for part in parts)
     return hashlib.blake2b(label.encode(), digest_size=16).hexdigest()

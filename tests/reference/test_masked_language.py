@@ -8,19 +8,16 @@ from torch.nn import functional as F
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
-    BertConfig,
-    BertForMaskedLM,
     DataCollatorForLanguageModeling,
-    PreTrainedTokenizerFast,
 )
 
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.errors import SettingsError
 from metarec_shared.settings import TextSettings
 from metarec_shared.text import text_features
-from metarec_shared.text.builtin import train_tokenizer
 from metarec_shared.text.masked_language import masked_loss, trained_on
 from metarec_shared.text.sources import choose_source
+from tests.small_bert import small_tokenizer, write_small_bert
 
 WORDS = ("red", "blue", "green", "war", "love", "space", "night", "city")
 TEXTS = tuple(f"{a} {b} of the {c}" for a in WORDS[:4] for b in WORDS[3:7] for c in WORDS[4:])
@@ -30,21 +27,7 @@ CATALOGUE = Catalogue(item_ids=tuple(map(str, range(len(TEXTS)))), titles=TEXTS,
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small BERT with a head for masked tokens, in a folder as transformers writes it."""
-    folder = tmp_path_factory.mktemp("bert")
-    _tokenizer("[MASK]").save_pretrained(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = BertConfig(
-            vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-        )
-        BertForMaskedLM(config).save_pretrained(folder)
-    return folder
-
-
-def _tokenizer(mask: str | None) -> PreTrainedTokenizerFast:
-    trained = train_tokenizer(TEXTS, TextSettings(builtin_vocabulary=200))
-    special = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=trained, pad_token="[PAD]", mask_token=mask, **special)
+    return write_small_bert(tmp_path_factory.mktemp("bert"), TEXTS)
 
 
 def test_the_loss_is_cross_entropy_of_the_masked_tokens_alone(encoder: Path) -> None:
@@ -103,4 +86,4 @@ def test_the_vectors_and_their_fingerprint_say_what_was_read(encoder: Path) -> N
 def test_an_encoder_without_a_mask_token_is_refused(encoder: Path) -> None:
     source = choose_source(TextSettings(encoder=str(encoder)))
     with pytest.raises(SettingsError, match="has no mask token"):
-        trained_on([[1, 2]], _tokenizer(None), source, 1)
+        trained_on([[1, 2]], small_tokenizer(TEXTS, None), source, 1)
