@@ -7,7 +7,6 @@ from typing import Any
 
 from metarec_shared.settings import PRIVATE_DEFAULTS, RATING_DEFAULTS, Settings, load_toml, parse_assignments
 
-
 OWN_DEFAULTS = {"model.item-ids": False}
 """What federation.catalogues = own changes of the defaults: ID vectors have a row an item."""
 
