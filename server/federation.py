@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from metarec_shared import wire
 from metarec_shared.broadcast import Broadcast
 from metarec_shared.checkpoint import Checkpoint, save_checkpoint
-from metarec_shared.errors import CheckpointError, FederationError, WireError
+from metarec_shared.errors import FederationError, WireError
 from metarec_shared.exchange import Enrollment, EnrollmentRequest, Parameters
 from metarec_shared.files import write_json, write_text
 from metarec_shared.initialization import (
@@ -45,15 +45,15 @@ from server.outer_optimizer import OuterOptimizer
 from server.privacy import check_terms, federation_privacy
 from server.progress import Progress
 from server.recorded_grid import RecordedGrid
-from server.recorder import METRICS_FILE, Recorder, read_metrics
+from server.recorder import Recorder
 from server.regression import add_task_regressions, read_blends
 from server.result import TRAINING_FILE
-from server.resume import RESUME_FILE, Best, ResumePoint, load_resume_point, save_resume_point
+from server.resume import Best, ResumePoint, load_resume_point, save_resume_point
 from server.roster import Roster
+from server.run_folder import METRICS_FILE, SETTINGS_FILE, check_folder, read_metrics
 from server.tracking import Tracker, open_trackers
 from server.warm_start import warm_parameters
 
-SETTINGS_FILE = "settings.json"
 RELEASES_FILE = "releases.json"
 
 NO_PRIVACY_NOTICE = (
@@ -375,18 +375,3 @@ class RunKeeper:
             items=self.public.fingerprint,
             settings=self.settings,
         )
-
-
-def check_folder(folder: Path, *, resume: bool) -> None:
-    """Refuse to write over a run, and to resume one that is not there.
-
-    Raises:
-        CheckpointError: One or the other was asked for.
-    """
-    there = (folder / RESUME_FILE).exists()
-    if there and not resume:
-        raise CheckpointError(f"{folder} already holds a run; go on with --resume or give another --out")
-    if resume and not there:
-        raise CheckpointError(f"{folder} holds no run to resume: {RESUME_FILE} is missing")
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder}: wanted a folder for the run, got a file")

@@ -7,12 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from metarec_shared.errors import CheckpointError
 from metarec_shared.files import write_text
 from metarec_shared.settings import Settings
+from server.run_folder import METRICS_FILE, read_metrics
 from server.tracking import TrackedRun, Tracker
-
-METRICS_FILE = "metrics.jsonl"
 
 
 class Recorder:
@@ -72,39 +70,6 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read ``metrics.jsonl``, without the half of a last line that a killed run may have left.
-
-    Args:
-        path: The file; a run without one has recorded no round.
-
-    Returns:
-        The rounds' figures in the order they were recorded; a figure that was not finite is None.
-
-    Raises:
-        CheckpointError: A line other than the last one cannot be read.
-    """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    rounds = []
-    for number, line in enumerate(lines, start=1):
-        metrics = _parse(line)
-        if metrics is not None:
-            rounds.append(metrics)
-        elif any(following.strip() for following in lines[number:]):
-            raise CheckpointError(f"{path} line {number}: wanted a JSON object with a round number, got {line[:40]!r}")
-    return rounds
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        metrics = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return metrics if isinstance(metrics, dict) and isinstance(metrics.get("round"), int) else None
 
 
 def _line(metrics: Mapping[str, Any]) -> str:

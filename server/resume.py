@@ -11,8 +11,7 @@ from metarec_shared.checkpoint import load_tensors, save_tensors, tensors_below
 from metarec_shared.errors import CheckpointError
 from metarec_shared.exchange import Parameters
 from metarec_shared.settings import Settings, flatten
-
-RESUME_FILE = "resume.safetensors"
+from server.run_folder import RESUME_FILE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from metarec_shared.errors import CheckpointError
 from metarec_shared.files import write_text
 from metarec_shared.settings import Settings
 from server.result import RESULT_FILE
-from server.resume import RESUME_FILE
+from server.run_folder import RESUME_FILE
 from simulations.protocols import Say
 from simulations.simulate import simulate
 

@@ -13,7 +13,7 @@ from metarec_shared.errors import CheckpointError
 from metarec_shared.files import write_text
 from metarec_shared.model_card import NO_PRIVACY, privacy_facts
 from metarec_shared.settings import flatten
-from server.recorder import METRICS_FILE, read_metrics
+from server.run_folder import METRICS_FILE, read_metrics
 from simulations.report_charts import learning_curve, method_bars
 from simulations.report_template import PAGE
 

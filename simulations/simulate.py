@@ -18,9 +18,8 @@ from metarec_shared.rating_tasks import evaluation_rating_tasks
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_dataset, load_training_dataset
 from metarec_shared.split import Role
-from server.federation import check_folder
 from server.result import RESULT_FILE, describe
-from server.resume import RESUME_FILE
+from server.run_folder import RESUME_FILE, check_folder
 from simulations.engines import ENGINES
 from simulations.protocols import (
     Cell,

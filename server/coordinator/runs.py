@@ -15,8 +15,7 @@ from metarec_shared.toml_text import toml_tables
 from server.coordinator.flower import CONNECTION, environment, flwr, programs
 from server.coordinator.home import Home
 from server.failures import FAILURES_FILE
-from server.federation import SETTINGS_FILE, check_folder
-from server.recorder import METRICS_FILE, read_metrics
+from server.run_folder import METRICS_FILE, SETTINGS_FILE, check_folder, read_metrics
 
 RUNS_FILE = "runs.json"
 POLL_SECONDS = 20.0

@@ -22,8 +22,7 @@ from metarec_shared.population import Population
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_training_dataset
 from metarec_shared.split import Role
-from server.recorder import METRICS_FILE, read_metrics
-from server.resume import RESUME_FILE
+from server.run_folder import METRICS_FILE, RESUME_FILE, read_metrics
 from simulations.benchmarks.measure import machine, print_table, write_figures
 from simulations.engines import ENGINES
 

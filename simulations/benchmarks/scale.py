@@ -77,7 +77,7 @@ def run(federation: Federation, data: Path, rounds: int) -> Measured:
     """Run one federation in this process."""
     from metarec_shared.sources import load_item_features
     from server.federation import enroll_nodes
-    from server.recorder import METRICS_FILE, read_metrics
+    from server.run_folder import METRICS_FILE, read_metrics
     from simulations.engines import in_process_grid, run_in_process
 
     with tempfile.TemporaryDirectory() as name:

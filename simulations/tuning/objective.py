@@ -17,9 +17,8 @@ import optuna
 from metarec_shared.errors import FederationError
 from metarec_shared.settings import Settings
 from server.federation import run_federation
-from server.recorder import METRICS_FILE, read_metrics
 from server.result import TRAINING_FILE
-from server.resume import RESUME_FILE
+from server.run_folder import METRICS_FILE, RESUME_FILE, read_metrics
 from server.tracking import TrackedRun
 from simulations.engines import in_process_grid
 

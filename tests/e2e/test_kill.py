@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from metarec_shared.cli import INTERRUPTION
-from server.recorder import read_metrics
+from server.run_folder import read_metrics
 from tests.e2e.processes import environment, lines_of, metarec, small, started, wait_until
 
 pytestmark = pytest.mark.slow

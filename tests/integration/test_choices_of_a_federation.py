@@ -12,7 +12,7 @@ from metarec_shared.errors import SettingsError
 from metarec_shared.initialization import initial_model, released_names, travelling_names
 from metarec_shared.packed import write_packed
 from metarec_shared.sources import load_dataset, load_item_features
-from server.recorder import read_metrics
+from server.run_folder import read_metrics
 from tests.integration.test_in_process_federation import assert_same, make_grid, parameters_of, run
 from tests.small import small_settings
 

@@ -12,7 +12,7 @@ from metarec_shared import wire
 from metarec_shared.errors import AlreadyAnswered, FederationError
 from metarec_shared.settings import Settings
 from server.failures import FAILURES_FILE
-from server.recorder import read_metrics
+from server.run_folder import read_metrics
 from simulations.grid import InProcessGrid
 from tests.integration.test_in_process_federation import _question, make_grid, run
 from tests.small import small_settings

@@ -30,9 +30,8 @@ from metarec_shared.tasks import TaskBatch
 from server.app import app as server_app
 from server.federation import enroll_nodes, initial_parameters
 from server.outer_optimizer import OuterOptimizer
-from server.recorder import read_metrics
 from server.result import TRAINING_FILE
-from server.resume import RESUME_FILE
+from server.run_folder import RESUME_FILE, read_metrics
 from simulations.engines import node_count, nodes_by_id
 from simulations.grid import InProcessGrid
 from tests.small import small_settings

@@ -19,7 +19,7 @@ from metarec_shared.initialization import initial_model
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_item_features
 from server.failures import FAILURES_FILE
-from server.recorder import read_metrics
+from server.run_folder import read_metrics
 from simulations.grid import InProcessGrid
 from tests.integration.test_in_process_federation import make_grid, run
 from tests.integration.test_private_federation import CENTRAL, LOCAL, SITES

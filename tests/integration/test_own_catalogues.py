@@ -21,7 +21,7 @@ from metarec_shared.settings import Settings
 from metarec_shared.sources import load_item_features
 from metarec_shared.split import Role
 from server.federation import run_federation
-from server.recorder import read_metrics
+from server.run_folder import read_metrics
 from simulations.grid import InProcessGrid
 from tests.integration.test_in_process_federation import make_grid
 from tests.small import small_settings

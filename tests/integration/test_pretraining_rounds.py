@@ -19,7 +19,7 @@ from metarec_shared.randomness import uniforms
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_item_features
 from metarec_shared.split import Role
-from server.recorder import read_metrics
+from server.run_folder import read_metrics
 from server.warm_start import warm_parameters
 from simulations.engines import node_count, nodes_by_id
 from simulations.pretrain_cli import pretrain_app

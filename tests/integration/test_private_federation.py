@@ -23,8 +23,8 @@ from metarec_shared.settings import Settings
 from metarec_shared.sources import load_item_features
 from metarec_shared.split import Role
 from server.federation import enroll_nodes, initial_parameters
-from server.recorder import read_metrics
 from server.result import TRAINING_FILE
+from server.run_folder import read_metrics
 from simulations.engines import node_count, nodes_by_id
 from simulations.grid import InProcessGrid
 from tests.integration.test_in_process_federation import assert_same, make_grid, run

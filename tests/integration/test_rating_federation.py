@@ -22,8 +22,7 @@ from metarec_shared.rating_tasks import evaluation_rating_tasks
 from metarec_shared.settings import RATING_DEFAULTS, Settings
 from metarec_shared.sources import load_dataset
 from metarec_shared.split import Role
-from server.recorder import read_metrics
-from server.resume import RESUME_FILE
+from server.run_folder import RESUME_FILE, read_metrics
 from server.run_settings import run_settings
 from simulations.engines import in_process_grid, node_count, nodes_by_id
 from simulations.simulate import simulate

@@ -13,8 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from metarec_shared.errors import SettingsError
 from metarec_shared.settings import Settings
 from metarec_shared.settings_checks import TRACKERS
-from server.recorder import Recorder, read_metrics
+from server.recorder import Recorder
 from server.result import TRAINING_FILE
+from server.run_folder import read_metrics
 from server.tracking import TrackedRun, open_trackers, registry
 from server.tracking.tracker import tagged
 from server.tracking.wandb_offline import WandbOffline

@@ -26,7 +26,7 @@ from metarec_shared.population import Population
 from metarec_shared.settings import Settings, load_toml
 from metarec_shared.sources import load_dataset
 from metarec_shared.split import Role
-from server.recorder import read_metrics
+from server.run_folder import read_metrics
 from server.tracking import TrackedRun
 from simulations.simulate import simulate
 from simulations.tune_cli import tune_app

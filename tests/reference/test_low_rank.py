@@ -14,7 +14,7 @@ from metarec_shared.meta_gradient import cohort_meta_gradient, per_user_meta_gra
 from metarec_shared.model import BertRecommender
 from metarec_shared.settings import AdaptationSettings, Settings
 from metarec_shared.sources import load_item_features
-from server.recorder import read_metrics
+from server.run_folder import read_metrics
 from tests.integration.test_in_process_federation import parameters_of, run
 from tests.small import ITEMS, SMALL_MODEL, TEXT, small_settings, small_tasks
 

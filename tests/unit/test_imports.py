@@ -42,3 +42,15 @@ def test_importing_what_uses_opacus_leaves_the_root_logger_alone() -> None:
     )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_what_runs_all_the_time_does_not_import_torch() -> None:
+    """Supervisor, SuperNode and SuperLink live for weeks; a torch in each would be half a gigabyte of memory."""
+    script = (
+        "import sys\n"
+        "import client.site.supervisor, client.site.start, client.site.supernode\n"
+        "import server.coordinator.superlink, server.coordinator.status, server.coordinator.sites\n"
+        "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules), 'heavy'\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert finished.returncode == 0, finished.stderr

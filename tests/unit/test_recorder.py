@@ -8,7 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from metarec_shared.errors import CheckpointError
 from metarec_shared.settings import Settings
-from server.recorder import Recorder, read_metrics
+from server.recorder import Recorder
+from server.run_folder import read_metrics
 from server.tracking.tensorboard_events import TensorBoardEvents
 
 
