@@ -18,6 +18,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from client.privacy.ledger import Ledger
+from metarec_shared.toml_text import toml_value
 from tests.e2e.comparison import assert_close_runs
 from tests.e2e.partner_sites import Federation, federation, free_ports, ok, write_data
 from tests.e2e.processes import lines_of, started, wait_until
@@ -36,9 +37,9 @@ SETTINGS = {
 } | {"federation.cohort": 60, "federation.round-timeout": 120.0, "federation.evaluate-every": 5}
 
 
-def options(**values: object) -> list[str]:
+def options(**values: str | float | bool) -> list[str]:
     changes = {key.replace("__", ".").replace("_", "-"): value for key, value in values.items()}
-    return [part for key, value in {**SETTINGS, **changes}.items() for part in ("--set", f"{key}={value}")]
+    return [part for key, value in {**SETTINGS, **changes}.items() for part in ("--set", f"{key}={toml_value(value)}")]
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def _set(path: Path, key: str, value: int) -> None:
     path.write_text(text)
 
 
-def run(made: Federation, name: str, *more: str, **values: object) -> subprocess.CompletedProcess[str]:
+def run(made: Federation, name: str, *more: str, **values: str | float | bool) -> subprocess.CompletedProcess[str]:
     arguments = ["--name", name, "--rounds", str(ROUNDS), *options(federation__min_nodes=2, **values), *more]
     return made.command("server", "run", made.home, *arguments, timeout=900)
 
