@@ -24,12 +24,14 @@ class Broadcast:
         nodes: Flower's ids of the nodes; a range or an array, whatever their number.
         kind: Message type.
         group_id: Group of the messages, the round.
+        seconds: How long a message may wait for its node; None: as long as Flower lets it.
     """
 
     content: RecordDict
     nodes: NodeIds
     kind: Kind
     group_id: str = ""
+    seconds: float | None = None
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -39,7 +41,7 @@ class Broadcast:
 
     def message(self, node: int) -> Message:
         """Return the message to one node."""
-        return Message(self.content, int(node), self.kind, group_id=self.group_id)
+        return Message(self.content, int(node), self.kind, ttl=self.seconds, group_id=self.group_id)
 
     def windows(self, size: int) -> Iterator[list[Message]]:
         """Return the messages a few at a time."""

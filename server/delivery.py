@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 from flwr.app import Message, RecordDict
@@ -30,6 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 AnswerT = TypeVar("AnswerT")
+
+CLOCK_SLACK = 600.0
+"""Seconds beyond the timeout after which a message is void: a node that comes back later would answer, and be charged,
+for nothing. Clocks may differ by minutes, so not at once."""
 
 LOGGED_FAILURES = 5
 """Failures of one exchange that are logged one by one; the rest are counted."""
@@ -74,7 +78,8 @@ class Replies(Iterator[Message]):
     """
 
     def __init__(self, grid: Grid, messages: Broadcast, timeout: float) -> None:
-        self.messages, self.timeout, self.folds = messages, timeout, folds_replies(grid)
+        self.messages, self.timeout = replace(messages, seconds=timeout + CLOCK_SLACK), timeout
+        self.folds = folds_replies(grid)
         self.failures: FailureLog | None = getattr(grid, "failures", None)
         if self.failures is not None and messages.group_id.isdigit():
             self.failures.round_number = int(messages.group_id)

@@ -19,7 +19,7 @@ from metarec_shared.broadcast import Broadcast
 from metarec_shared.errors import AlreadyAnswered, Refusal
 from metarec_shared.exchange import TrainRequest
 from metarec_shared.sources import load_item_features
-from server.delivery import MOST_IN_FLIGHT, REFILL, Tally, deliver
+from server.delivery import CLOCK_SLACK, MOST_IN_FLIGHT, REFILL, Tally, deliver
 from server.failures import FAILURES_FILE, FailureLog
 from server.recorded_grid import RecordedGrid
 from simulations.engines import nodes_by_id
@@ -349,3 +349,17 @@ def test_failures_are_recorded_by_name_but_none_where_replies_fold(tmp_path: Pat
 
 def _unreadable(node_ids: np.ndarray) -> Nodes:
     raise OSError("unreadable")
+
+
+class KeepingGrid(SilentGrid):
+    """Never answers, and keeps what it was given."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self.kept = list(messages)
+        return super().push_messages(self.kept)
+
+
+def test_a_message_is_void_some_time_after_nobody_waits_for_its_answer() -> None:
+    grid = KeepingGrid()
+    list(deliver(grid, Broadcast(content=RecordDict(), nodes=[7], kind="train"), timeout=0.05))
+    assert [message.metadata.ttl for message in grid.kept] == [0.05 + CLOCK_SLACK]
