@@ -5,16 +5,17 @@ import logging
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.consent import check_catalogue
+from client.consent import check_catalogue, check_own_items
 from client.data_source import load_node, load_target, site_settings
 from client.learner import Learner
+from client.limits import check_limits
 from client.meta_update import evaluate_nodes, meta_update
 from client.moments import moments_of
 from client.node import Nodes, enroll
 from client.privacy.policy import site_guard, site_policy
 from client.rating_learner import RatingLearner
 from metarec_shared import wire
-from metarec_shared.errors import DataError, MetaRecError, NodeError, Refusal
+from metarec_shared.errors import MetaRecError, NodeError, Refusal, WireError
 from metarec_shared.exchange import EnrollmentRequest, EvaluateRequest, MomentsRequest, TrainRequest
 from metarec_shared.randomness import generator
 from metarec_shared.settings import Settings
@@ -27,10 +28,10 @@ app = ClientApp()
 def public_reason(error: Exception, *, deployed: bool = False) -> str:
     """Return what the server may be told of an error.
 
-    Our own errors name no user and no interaction. Those of reading data quote a line of it, which a deployed node
-    keeps for itself; others may quote anything.
+    Our own errors name no user and no interaction. Those of reading data quote a line of it, and those of files name
+    paths: a deployed node tells what it refuses and what was wrong with the message. Others may quote anything.
     """
-    told = isinstance(error, MetaRecError) and not (deployed and isinstance(error, DataError))
+    told = isinstance(error, (Refusal, WireError, NodeError) if deployed else MetaRecError)
     return str(error) if told else f"{type(error).__name__}, see the node's log"
 
 
@@ -41,7 +42,9 @@ def _load(message: Message, context: Context) -> tuple[Learner | RatingLearner, 
         return load_target(settings), load_node(settings, context.node_config, context.node_id)
     path, policy = site_policy(context.node_config)
     policy.check_kind(message.metadata.message_type)
+    check_limits(run_settings)
     check_catalogue(context.node_config)
+    check_own_items(context.node_config, run_settings)
     learner = load_target(settings)
     guard = site_guard(policy, path, settings, learner.released, str(context.run_id))
     node = load_node(settings, context.node_config, context.node_id, guard)
@@ -69,6 +72,8 @@ def answer(learner: Learner | RatingLearner, nodes: Nodes, content: RecordDict, 
         case "query.moments":
             wanted = wire.unpack_request(MomentsRequest, content)
             learner.check_catalogue(wanted.catalogue)
+            if learner.settings.federation.catalogues == "own":
+                raise NodeError("moments of tasks have a row an item, and this run is of nodes with items of their own")
             if isinstance(learner, RatingLearner):
                 raise NodeError("second moments are for model.target = ranking, got rating")
             return wire.pack_moments(moments_of(learner, nodes, wanted))

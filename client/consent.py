@@ -9,6 +9,7 @@ import numpy as np
 from metarec_shared.errors import Refusal, TrustError
 from metarec_shared.invitation import content_hash
 from metarec_shared.population import Population
+from metarec_shared.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,23 @@ def check_catalogue(node_config: NodeConfig) -> None:
         raise Refusal(f"the catalogue here cannot be read; this site approved the content hash {approved}") from error
     if found != approved:
         raise Refusal(f"the catalogue here has the content hash {found}, this site approved {approved}")
+
+
+def check_own_items(node_config: NodeConfig, settings: Settings) -> None:
+    """Check that a site whose items are its own is asked for nothing that has a row an item.
+
+    Args:
+        node_config: The node's own configuration: ``own-catalogue``.
+        settings: The run's settings.
+
+    Raises:
+        Refusal: The run wants all nodes to know the same items.
+    """
+    if node_config.get("own-catalogue", False) and settings.federation.catalogues != "own":
+        raise Refusal(
+            "the items here are this site's own: federation.catalogues must be own, the run's is "
+            f"{settings.federation.catalogues}"
+        )
 
 
 def excluded_users(file: Path) -> frozenset[str]:

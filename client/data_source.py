@@ -34,8 +34,9 @@ def site_settings(settings: Settings, node_config: NodeConfig) -> Settings:
         settings: The run's settings.
         node_config: The node's own configuration: ``data-path``, and if need be ``on-bad-rows``, ``rating-low``,
             ``rating-high``, ``catalogue-path``, where the items are if not beside the interactions, ``item-vectors``,
-            the site's copy of the run's file, and ``user-attributes``, what the site's users choose to tell: never what
-            the run names. Without ``data-path`` the node is a simulated one, and all settings are the run's.
+            the site's copy of the run's file, ``user-attributes``, what the site's users choose to tell: never what
+            the run names, and ``text-encoder``, what the site approved. Without ``data-path`` the node is a simulated
+            one, and all settings are the run's.
 
     Raises:
         SettingsError: The configuration has a value that cannot be.
@@ -50,7 +51,10 @@ def site_settings(settings: Settings, node_config: NodeConfig) -> Settings:
         catalogue=str(node_config.get("catalogue-path", "")),
         hold_out_items=settings.data.hold_out_items,
     )
-    return replace(settings, data=data).with_values(own, "node configuration")
+    text = settings.text
+    if "text-encoder" in node_config:  # whoever chooses it chooses the items' features: a revision is none of a run's
+        text = replace(text, encoder=str(node_config["text-encoder"]), revision="")
+    return replace(settings, data=data, text=text).with_values(own, "node configuration")
 
 
 def load_node(settings: Settings, node_config: NodeConfig, node_id: int, guard: SiteGuard | None = None) -> Nodes:

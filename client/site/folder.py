@@ -28,6 +28,9 @@ class SiteSettings:
     data: str = setting("data", "folder with interactions.csv, interactions.parquet or source.toml")
     catalogue: str = setting("catalogue", "folder with the items that this site approved, or with its own")
     own_catalogue: bool = setting(False, "the items are this site's own, for runs with federation.catalogues = own")
+    text_encoder: str = setting(
+        "", "what makes text vectors of the items, a folder here say; empty: what the invitation names"
+    )
     privacy_file: str = setting("privacy.toml", "what may leave this site, and how noised")
     approved: str = setting("approved.json", "hashes of what this site approved; written by `metarec site approve`")
     host: str = setting("127.0.0.1", "address of the node's own interface, for processes on this machine")
@@ -114,8 +117,11 @@ class Site:
             "rating-low": reading.rating_low,
             "rating-high": reading.rating_high,
         }
-        if not self.settings.own_catalogue:
+        if self.settings.own_catalogue:
+            config["own-catalogue"] = True
+        else:
             config["catalogue-hash"] = approval.catalogue
+        config["text-encoder"] = self.settings.text_encoder or approval.text_encoder
         if reading.item_vectors:
             config["item-vectors"] = str(self.folder / reading.item_vectors)
         if reading.user_attributes:
@@ -131,7 +137,7 @@ class Site:
             if key in config
         }
         values |= {"data.path": config["data-path"], "data.catalogue": config["catalogue-path"]}
-        return Settings().with_values(values | {"text.encoder": approval.text_encoder}, SETTINGS_FILE)
+        return Settings().with_values(values | {"text.encoder": config["text-encoder"]}, SETTINGS_FILE)
 
 
 def load_site(folder: Path) -> Site:

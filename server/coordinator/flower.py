@@ -26,6 +26,10 @@ _QUIET = {
 }
 
 
+_NEVER = ("FORWARDED_ALLOW_IPS", "FLWR_INTERNAL_")
+"""Beginnings of variables that would have the server believe what a request says of its origin, or open other ports."""
+
+
 def programs() -> Path:
     """Return the folder with Flower's programs, those of this Python."""
     return Path(sys.executable).parent
@@ -34,7 +38,8 @@ def programs() -> Path:
 def environment(home: Home) -> Mapping[str, str]:
     """Return the environment that Flower's programs run in: no telemetry, no look-ups, and its home in ours."""
     path = os.pathsep.join([str(programs()), os.environ.get("PATH", "")])
-    return {**os.environ, **_QUIET, "FLWR_HOME": str(home.flower.absolute()), "PATH": path}
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(_NEVER)}
+    return {**ours, **_QUIET, "FLWR_HOME": str(home.flower.absolute()), "PATH": path}
 
 
 def write_connection(home: Home, settings: ServerSettings) -> None:

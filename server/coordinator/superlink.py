@@ -21,6 +21,7 @@ from metarec_shared.exposition import serve_figures
 from metarec_shared.log_lines import Line
 from server.coordinator.home import Home
 from server.coordinator.metrics import CoordinatorCollector, node_states
+from server.failures import one_line
 
 logger = logging.getLogger("flwr")
 
@@ -28,8 +29,18 @@ NODES = "/v1/fleet/"
 """Beginning of the paths that nodes call."""
 
 
+SIGNED = (b"flwr-public-key", b"flwr-signature", b"flwr-timestamp")
+"""Headers of a node's request; whether they are right Flower finds out, after it has read all of the request."""
+
+FORWARDED = (b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip")
+"""Headers of a request that somebody passed on: it may come from anywhere."""
+
+MOST_BYTES = 1_000_000_000
+"""Of a request; messages travel in pieces, one an array."""
+
+
 class Gate:
-    """Answer 403 to whatever comes from another machine and is no node's request.
+    """Refuse what comes from another machine and is no node's request, and what no node sends.
 
     Args:
         app: What stands behind the gate.
@@ -40,23 +51,35 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass or refuse it."""
-        if scope["type"] in ("http", "websocket") and not passes(scope):
+        if scope["type"] in ("http", "websocket") and (status := refused(scope)):
             client = scope.get("client") or ("unknown", 0)
-            logger.warning("refused %s from %s: only this machine may", scope.get("path"), client[0])
+            logger.warning("refused %s from %s: %d", one_line(str(scope.get("path")), 80), client[0], status)
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
                 return
-            headers = [(b"content-type", b"text/plain; charset=utf-8")]
-            await send({"type": "http.response.start", "status": 403, "headers": headers})
+            headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": b"only for nodes\n"})
             return
         await self.app(scope, receive, send)
 
 
-def passes(scope: Scope) -> bool:
-    """Return whether a request may pass: a node's from anywhere, any other from this machine."""
-    client = scope.get("client")
-    return str(scope.get("path", "")).startswith(NODES) or (client is not None and _is_here(client[0]))
+def refused(scope: Scope) -> int:
+    """Return the HTTP status with which a request is refused; 0: it may pass.
+
+    A node's may come from anywhere, if it is signed and says its length; any other from this machine, if nobody passed
+    it on.
+    """
+    client, headers = scope.get("client"), dict(scope.get("headers", ()))
+    if not str(scope.get("path", "")).startswith(NODES):
+        here = client is not None and _is_here(client[0]) and not any(name in headers for name in FORWARDED)
+        return 0 if here else 403
+    if not all(name in headers for name in SIGNED):
+        return 401
+    length = headers.get(b"content-length", b"")
+    if not length.isdigit():
+        return 411
+    return 413 if int(length) > MOST_BYTES else 0
 
 
 def _is_here(host: str) -> bool:

@@ -265,7 +265,7 @@ def test_how_a_sites_rows_are_read_is_said_in_its_own_configuration(site: Path) 
     with pytest.raises(MetaRecError, match="DataError"):
         ask(site, "train")
     assert "numbers" in ask(site, "train", node={"on-bad-rows": "skip"})
-    with pytest.raises(MetaRecError, match="on-bad-rows must be one of error, skip"):
+    with pytest.raises(MetaRecError, match="SettingsError, see the node's log"):
         ask(site, "train", node={"on-bad-rows": "maybe"})
 
 

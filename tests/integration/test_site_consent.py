@@ -8,10 +8,11 @@ import pytest
 
 from client.consent import excluded_users
 from client.data_source import load_node, load_population, site_settings
+from client.limits import MOST, check_limits
 from metarec_shared import sources, wire
 from metarec_shared.errors import MetaRecError, Refusal
 from metarec_shared.invitation import content_hash
-from metarec_shared.settings import Settings
+from metarec_shared.settings import PRIVATE_DEFAULTS, RATING_DEFAULTS, Settings
 from metarec_shared.split import Role
 from tests.integration.test_deployed_client import USERS, ask, open_ledger, refusal
 from tests.integration.test_deployed_client import site as site  # a fixture
@@ -132,3 +133,39 @@ def test_a_catalogue_without_interactions_beside_a_generated_population_is_no_da
     forget()
     with pytest.raises(MetaRecError, match=r"data\.catalogue needs data\.path"):
         sources.load_dataset(small_settings(data__catalogue="/nowhere"))
+
+
+def test_a_run_does_not_choose_what_makes_a_sites_text_vectors(site: Path) -> None:
+    run = small_settings(text__encoder="somebody/else", text__revision="main")
+    own = {"data-path": str(site / "data"), "text-encoder": "builtin"}
+    assert site_settings(run, own).text.encoder == "builtin"
+    assert site_settings(run, own).text.revision == ""
+    elsewhere = {"text__encoder": "/etc", "data__path": str(site / "data")}
+    assert "numbers" in ask(site, "train", node={"text-encoder": "builtin"})
+    assert site_settings(small_settings(**elsewhere), own).text.encoder == "builtin"
+
+
+def test_a_run_cannot_take_a_sites_machine_for_itself(site: Path) -> None:
+    for key, value in (("text__builtin_steps", 10**9), ("model__layers", 1000), ("tasks__support", 10**6)):
+        settings = small_settings(**{key: value})
+        with pytest.raises(Refusal, match=r"is at most .* here, the run's is"):
+            check_limits(settings)
+    check_limits(Settings())
+    for defaults in (PRIVATE_DEFAULTS, RATING_DEFAULTS):
+        check_limits(Settings().with_values(defaults, "test"))
+    limits = {name for name in MOST if name not in Settings().flat()}
+    assert not limits, "a limit of a setting that is not there limits nothing"
+
+
+def test_a_site_with_items_of_its_own_answers_no_run_that_wants_all_to_know_the_same(site: Path) -> None:
+    for kind in ("query", "train"):
+        said = str(refusal(ask(site, kind, node={"own-catalogue": True})))
+        assert said == "the items here are this site's own: federation.catalogues must be own, the run's is one"
+    assert open_ledger(site).releases() == []
+
+
+def test_the_server_is_told_no_path_of_a_site(site: Path) -> None:
+    (site / "ledger.sqlite").unlink()
+    with pytest.raises(MetaRecError) as caught:
+        ask(site, "train")
+    assert str(caught.value) == "LedgerError, see the node's log"

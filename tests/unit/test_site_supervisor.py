@@ -388,6 +388,7 @@ def test_a_supernode_gets_the_sites_own_configuration_as_flower_reads_it(site: S
         "rating-high": 0.0,
         "item-vectors": str(site.folder / "vectors.npz"),
         "user-attributes": "age, town",
+        "text-encoder": "random",
     }
     assert words[words.index("--bundle") + 1] == json.loads(site.approved.read_text())["bundle"]
     assert words[words.index("--superlink") + 1] == "127.0.0.1:9092"
