@@ -5,13 +5,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from metarec_shared.bundle import build_bundle, metarec_version, write_app
 from metarec_shared.errors import DataError
 from metarec_shared.files import write_bytes
 from metarec_shared.invitation import AUTHORITY, BUNDLE, CATALOGUE, Invitation, content_hash, file_hash, seal
 from metarec_shared.readers import read_catalogue
 from metarec_shared.readers.reading import layout_of
 from metarec_shared.settings import DataSettings
-from server.coordinator.bundle import build_bundle, metarec_version, write_app
 from server.coordinator.certificates import load_signing_key
 from server.coordinator.home import Home
 
@@ -51,7 +51,7 @@ def publish(home: Home) -> Invitation:
     settings, key = home.settings(), load_signing_key(home)
     if not home.catalogue.is_dir():
         raise DataError(f"{home.catalogue}: no catalogue yet; metarec server publish --catalogue FOLDER")
-    write_app(home)
+    write_app(home.app)
     bundle = build_bundle(home.app)
     invitation = Invitation(
         federation=settings.federation,

@@ -13,12 +13,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from metarec_shared.bundle import build_bundle, write_app
 from metarec_shared.cli import run as metarec
 from metarec_shared.errors import DataError, FederationError, SettingsError, TrustError
 from metarec_shared.invitation import TERMS, content_hash, file_hash, key_fingerprint, open_invitation
 from metarec_shared.settings import Settings
 from server.coordinator import flower
-from server.coordinator.bundle import build_bundle, write_app
 from server.coordinator.certificates import issue_certificate, load_signing_key
 from server.coordinator.home import Home
 from server.coordinator.init import initialize
@@ -196,7 +196,7 @@ def test_a_link_in_a_catalogue_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_bundle_is_a_few_lines_that_import_the_installed_package(home: Home) -> None:
-    write_app(home)
+    write_app(home.app)
     assert build_bundle(home.app) == build_bundle(home.app)
     code = list(home.app.rglob("*.py"))
     assert sum(len(path.read_text().splitlines()) for path in code) < 40

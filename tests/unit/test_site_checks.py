@@ -214,7 +214,7 @@ def test_a_text_encoder_that_is_not_there_is_said(site: Site) -> None:
     site.approved.write_text(json.dumps(approved | {"text_encoder": "/nowhere"}))
     assert list(failures(site)) == ["text encoder"]
     site.approved.write_text(json.dumps(approved | {"metarec": "9.9.9"}))
-    assert "install MetaRec 9.9.9" in failures(site)["approval"]
+    assert "pip install metarec==9.9.9" in failures(site)["approval"]
 
 
 def test_a_full_disk_is_said(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import stat
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,14 @@ from cryptography.hazmat.primitives.serialization import (
 from typer.testing import CliRunner
 
 from client.privacy.policy import load_policy
-from client.site.approval import read_approval
+from client.site.approval import read_approval, write_approval
 from client.site.cli import site_app
 from client.site.folder import load_site
 from client.site.keys import read_key
 from client.site.setup import init_site
 from client.site.templates import ledger_command, privacy_text
 from metarec_shared.errors import MetaRecError, PrivacyError, SettingsError, TrustError
-from metarec_shared.invitation import content_hash, key_fingerprint
+from metarec_shared.invitation import content_hash, file_hash, key_fingerprint
 from tests.certificates import Authority
 from tests.sites import make_invitation, make_site, resealed
 
@@ -185,9 +186,10 @@ def newer(tmp_path: Path, **changes: object) -> Path:
 
 def test_approving_shows_what_differs_and_takes_it_over(tmp_path: Path, invitation: Path) -> None:
     site = make_site(tmp_path / "site", invitation)
-    before = read_approval(site.approved)
+    before = replace(read_approval(site.approved), bundle="0" * 64, metarec="0.0.1")
+    write_approval(site.approved, before)  # an older MetaRec was installed then
     authority = Authority.new("another")
-    path = newer(tmp_path, items=40, bundle=b"another", server="films.example:9092", authority=authority)
+    path = newer(tmp_path, items=40, server="films.example:9092", authority=authority)
     refused = run("approve", site.folder, "--invitation", path, typed="n\n")
     assert refused.exit_code == 1
     assert read_approval(site.approved) == before
@@ -241,8 +243,25 @@ def test_an_invitation_by_another_key_is_not_approved(tmp_path: Path, invitation
 
 def test_a_bundle_of_another_version_says_what_to_install(tmp_path: Path, invitation: Path) -> None:
     resealed(invitation, KEY, metarec="9.9.9")
-    made = run("init", tmp_path / "site", "--invitation", invitation, "--name", "clinic")
-    assert "install MetaRec 9.9.9 (here is" in made.stdout
+    said = r"the bundle calls MetaRec 9\.9\.9, installed is .*: pip install metarec==9\.9\.9"
+    with pytest.raises(TrustError, match=said):
+        init_site(tmp_path / "site", invitation, "clinic")
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_bundle_of_code_that_is_not_installed_is_never_approved(tmp_path: Path, invitation: Path) -> None:
+    foreign = newer(tmp_path, bundle=b"any code")
+    got, wanted = file_hash(foreign / "metarec.fab"), file_hash(invitation / "metarec.fab")
+    said = f"the bundle has the SHA-256 {got}, the installed MetaRec .* makes {wanted}"
+    with pytest.raises(TrustError, match=said):
+        init_site(tmp_path / "site", foreign, "clinic")
+    assert not (tmp_path / "site").exists()
+    site = make_site(tmp_path / "site", invitation)
+    before = read_approval(site.approved)
+    result = run("approve", site.folder, "--invitation", foreign, "--yes")
+    assert isinstance(result.exception, TrustError)
+    assert got in str(result.exception)
+    assert read_approval(site.approved) == before
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"bundle": "a"}'])
