@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from metarec_shared.errors import Refusal, TrustError
-from metarec_shared.invitation import content_hash
+from metarec_shared.invitation import check_self_contained, content_hash
 from metarec_shared.population import Population
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ def check_catalogue(node_config: NodeConfig) -> None:
         node_config: The node's own configuration: ``catalogue-path`` and ``catalogue-hash``.
 
     Raises:
-        Refusal: It is another one, or it cannot be read.
+        Refusal: It is another one, or it cannot be read, or it points at files or a database elsewhere.
     """
     if "catalogue-hash" not in node_config:
         return
@@ -38,6 +38,11 @@ def check_catalogue(node_config: NodeConfig) -> None:
         raise Refusal(f"the catalogue here cannot be read; this site approved the content hash {approved}") from error
     if found != approved:
         raise Refusal(f"the catalogue here has the content hash {found}, this site approved {approved}")
+    try:
+        check_self_contained(Path(folder))
+    except TrustError as error:
+        logger.warning("the catalogue is not read: %s", error)
+        raise Refusal("the catalogue here points at files or a database elsewhere, which nobody approved") from error
 
 
 def excluded_users(file: Path) -> frozenset[str]:

@@ -23,6 +23,8 @@ BUNDLE = "metarec.fab"
 CATALOGUE = "catalogue"
 AUTHORITY = "ca.crt"
 SIGNING_KEY = "signing-key.pub"
+POINTER = "source.toml"
+"""The file that says which other files, or which database, the items lie in: never part of an invitation."""
 TERMS = "invitation.json"
 SIGNATURE = "invitation.sig"
 
@@ -70,6 +72,17 @@ def content_hash(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def check_self_contained(folder: Path) -> None:
+    """Check that a published catalogue holds its items itself: what it points at would be read at a site unhashed.
+
+    Raises:
+        TrustError: A ``source.toml`` lies in it, which may point at a site's private files or database.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.name.casefold() == POINTER:
+            raise TrustError(f"{path}: says that the items lie elsewhere; wanted a catalogue with the items themselves")
+
+
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file, hex."""
     with path.open("rb") as file:
@@ -103,7 +116,8 @@ def open_invitation(folder: Path, fingerprint: str = "") -> tuple[Invitation, st
         The terms, and the fingerprint of the key that signed them.
 
     Raises:
-        TrustError: A file is missing, was changed after it was signed, or another key signed it.
+        TrustError: A file is missing, was changed after it was signed, or another key signed it; or the catalogue
+            points at files elsewhere.
     """
     try:
         terms = (folder / TERMS).read_bytes()
@@ -127,6 +141,7 @@ def open_invitation(folder: Path, fingerprint: str = "") -> tuple[Invitation, st
             raise TrustError(f"{folder / name}: its SHA-256 must be {wanted}, got {got}")
     if (got := content_hash(folder / CATALOGUE)) != invitation.catalogue:
         raise TrustError(f"{folder / CATALOGUE}: its content hash must be {invitation.catalogue}, got {got}")
+    check_self_contained(folder / CATALOGUE)
     return invitation, found
 
 

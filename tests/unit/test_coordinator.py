@@ -17,7 +17,8 @@ from metarec_shared.bundle import build_bundle, write_app
 from metarec_shared.cli import run as metarec
 from metarec_shared.errors import DataError, FederationError, SettingsError, TrustError
 from metarec_shared.invitation import TERMS, content_hash, file_hash, key_fingerprint, open_invitation
-from metarec_shared.settings import Settings
+from metarec_shared.readers import read_catalogue
+from metarec_shared.settings import DataSettings, Settings
 from server.coordinator import flower
 from server.coordinator.certificates import issue_certificate, load_signing_key
 from server.coordinator.home import Home
@@ -148,6 +149,32 @@ def test_publishing_twice_gives_the_same_hashes_and_a_changed_item_another(home:
     second = publish(home)
     assert second.catalogue != first.catalogue
     assert second.bundle == first.bundle
+
+
+def test_items_that_lie_elsewhere_are_published_themselves(home: Home, data: Path, tmp_path: Path) -> None:
+    rows = 'sku,name,kind,maker\n007,"A ""quoted"", long\ntitle",Drama|War,\n8,Heat,,Né & co\n9,,, \n'
+    (tmp_path / "private.csv").write_text(rows)
+    columns = 'item_id = "sku"\ntitle = "name"\nkind = "kind"\n"made by, or" = "maker"\n'
+    pointer = f'[items]\nfile = "../private.csv"\n[items.columns]\n{columns}'
+    (data / "source.toml").write_text(pointer + '[interactions]\nfile = "interactions.csv"\n')
+    assert take_catalogue(home, data) == 3
+    assert [path.name for path in home.catalogue.iterdir()] == ["items.csv"]
+    assert read_catalogue(home.catalogue, DataSettings()) == read_catalogue(data, DataSettings())
+    publish(home)
+    open_invitation(home.invitation)
+
+
+@pytest.mark.parametrize("name", ["source.toml", "Source.TOML", "below/source.toml"])
+def test_an_invitation_whose_catalogue_points_elsewhere_is_refused_though_signed(
+    home: Home, data: Path, name: str
+) -> None:
+    take_catalogue(home, data)
+    path = home.catalogue / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('[items]\nurl-env = "SITE_DATABASE"\nquery = "SELECT * FROM patients"\n')
+    publish(home)
+    with pytest.raises(TrustError, match=f"{name}: says that the items lie elsewhere"):
+        open_invitation(home.invitation)
 
 
 def test_nothing_is_published_without_a_catalogue(home: Home, tmp_path: Path) -> None:
