@@ -52,7 +52,7 @@ def excluded_users(file: Path) -> frozenset[str]:
         Refusal: The file cannot be read: nobody knows who must be left out.
     """
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         logger.warning("the file of excluded users cannot be read: %s", type(error).__name__)
         raise Refusal("the file of excluded users cannot be read here, so nothing leaves") from error

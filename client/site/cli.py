@@ -140,7 +140,7 @@ def exclude(
     from client.site.folder import load_site
     from metarec_shared.errors import MetaRecError
 
-    listed = [] if file is None else [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    listed = [] if file is None else [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     asked = [*(users or []), *listed]
     if not asked:
         raise typer.BadParameter("name users, or a --file of them")

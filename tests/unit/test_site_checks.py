@@ -217,6 +217,15 @@ def test_a_text_encoder_that_is_not_there_is_said(site: Site) -> None:
     assert "pip install metarec==9.9.9" in failures(site)["approval"]
 
 
+def test_excluded_users_that_are_not_in_the_data_are_counted_and_not_named(site: Site) -> None:
+    site.excluded.write_text("u3\nsomebody\nu5\n", encoding="utf-8-sig")  # as a Windows editor saves it
+    assert found(site)["excluded users"] == Check(
+        name="excluded users", passed=True, said="3, 1 of them not in the data"
+    )
+    (site.data / "interactions.csv").write_text("nothing\n")
+    assert found(site)["excluded users"].said == "3, whether they are in the data is not known"
+
+
 def test_a_full_disk_is_said(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks_folder, "ROOM", 1 << 62)
     assert "make room" in failures(site)["disk"]
