@@ -9,6 +9,7 @@ meta-updates, so neither may change without the site's consent.
 import base64
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -25,6 +26,8 @@ AUTHORITY = "ca.crt"
 SIGNING_KEY = "signing-key.pub"
 POINTER = "source.toml"
 """The file that says which other files, or which database, the items lie in: never part of an invitation."""
+SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
+"""What a site may be called, by itself and by its coordinator."""
 TERMS = "invitation.json"
 SIGNATURE = "invitation.sig"
 
