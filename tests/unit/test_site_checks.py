@@ -126,10 +126,12 @@ def address(server: socketserver.BaseServer) -> str:
 
 
 @pytest.fixture
-def site(tmp_path: Path, authority: Authority, server: Server) -> Site:
+def site(tmp_path: Path, authority: Authority, server: Server, monkeypatch: pytest.MonkeyPatch) -> Site:
     invitation = make_invitation(tmp_path / "invitation", KEY, authority=authority, server=address(server))
     sources._dataset.cache_clear()
     made = make_site(tmp_path / "site", invitation)
+    monkeypatch.delenv("METAREC_CACHE")
+    monkeypatch.setenv("HF_HOME", "")
     server.known = (public_key_to_bytes(read_key(made.key).public_key()),)
     return made
 
@@ -157,6 +159,7 @@ def test_a_site_with_everything_in_order_passes_every_check(site: Site) -> None:
     counts = read_counts(site.state)
     assert counts is not None
     assert (counts.users, counts.skipped) == (150, 0)
+    assert list((site.state / "cache" / "text").iterdir()), "runs find the text vectors"
 
 
 def test_checks_as_json(site: Site) -> None:
