@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -44,6 +45,7 @@ class Invitation:
         authority: SHA-256 of the certificate of the authority that the server's certificate comes from, in hex.
         bundle: SHA-256 of the bundle of apps, in hex: what Flower calls its hash.
         catalogue: Content hash of the folder with the items, in hex.
+        issued: When it was made, ISO 8601 with the zone: a site takes none that is older than what it approved.
     """
 
     federation: str
@@ -53,6 +55,7 @@ class Invitation:
     authority: str
     bundle: str
     catalogue: str
+    issued: str
 
 
 def content_hash(folder: Path) -> str:
@@ -156,4 +159,21 @@ def _parsed(path: Path, terms: bytes) -> Invitation:
         raise TrustError(f"{path}: not JSON: {error}") from error
     if not isinstance(values, dict) or set(values) != names or not all(isinstance(v, str) for v in values.values()):
         raise TrustError(f"{path}: wanted strings {', '.join(sorted(names))}; another version of MetaRec made it")
-    return Invitation(**values)
+    invitation = Invitation(**values)
+    try:
+        issue_time(invitation.issued)
+    except ValueError as error:
+        raise TrustError(f"{path}: issued must be a time with its zone, got {invitation.issued!r}") from error
+    return invitation
+
+
+def issue_time(issued: str) -> datetime:
+    """Return when an invitation was issued.
+
+    Raises:
+        ValueError: The text is no time of ISO 8601 with a zone.
+    """
+    time = datetime.fromisoformat(issued)
+    if time.tzinfo is None:
+        raise ValueError("no zone")
+    return time

@@ -26,6 +26,7 @@ def make_invitation(
     bundle: bytes | None = None,
     items: int = ITEMS,
     text_encoder: str = "random",
+    issued: str = "2026-03-01T12:00:00+00:00",
 ) -> Path:
     """Write an invitation, to run the installed MetaRec unless a bundle is given; return its folder."""
     (folder / CATALOGUE).mkdir(parents=True)
@@ -41,6 +42,7 @@ def make_invitation(
         authority=file_hash(folder / AUTHORITY),
         bundle=file_hash(folder / BUNDLE),
         catalogue=content_hash(folder / CATALOGUE),
+        issued=issued,
     )
     seal(folder, terms, key)
     return folder

@@ -9,9 +9,9 @@ from client.site.folder import SETTINGS_FILE, Site
 from client.site.setup import take_public_files
 from metarec_shared.bundle import check_bundle
 from metarec_shared.catalogue import Catalogue
-from metarec_shared.errors import DataError
+from metarec_shared.errors import DataError, TrustError
 from metarec_shared.files import write_bytes, write_text
-from metarec_shared.invitation import AUTHORITY, CATALOGUE, Invitation, open_invitation
+from metarec_shared.invitation import AUTHORITY, CATALOGUE, Invitation, issue_time, open_invitation
 from metarec_shared.readers import read_catalogue
 from metarec_shared.settings import DataSettings
 from metarec_shared.toml_text import toml_value
@@ -24,11 +24,16 @@ def open_newer(site: Site, invitation_folder: Path) -> tuple[Invitation, list[st
         The terms, and a line for each difference; no line: nothing differs.
 
     Raises:
-        TrustError: It was changed, or another key signed it, or its bundle is not the one that the installed MetaRec
-            makes, or what was approved cannot be read.
+        TrustError: It was changed, or another key signed it, or it is older than what was approved, or its
+            bundle is not the one that the installed MetaRec makes, or what was approved cannot be read.
     """
     before = read_approval(site.approved)
     invitation, _ = open_invitation(invitation_folder, before.signing_key)
+    if before.issued and issue_time(invitation.issued) < issue_time(before.issued):
+        raise TrustError(
+            f"{invitation_folder}: issued {invitation.issued}, before the one that was approved ({before.issued}): "
+            "ask the coordinator for the latest"
+        )
     check_bundle(invitation.metarec, invitation.bundle)
     lines = [
         f"{what}: {old} -> {new}"

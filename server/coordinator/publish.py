@@ -5,6 +5,7 @@ import hashlib
 import io
 import shutil
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 from metarec_shared.bundle import build_bundle, metarec_version, write_app
@@ -69,6 +70,7 @@ def publish(home: Home) -> Invitation:
         authority=file_hash(home.authority),
         bundle=hashlib.sha256(bundle).hexdigest(),
         catalogue=content_hash(home.catalogue),
+        issued=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     with tempfile.TemporaryDirectory(dir=home.folder, prefix=".invitation-") as made:
         folder = Path(made) / "invitation"

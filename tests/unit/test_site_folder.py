@@ -209,6 +209,29 @@ def test_approving_shows_what_differs_and_takes_it_over(tmp_path: Path, invitati
     assert not list(site.folder.glob(".approve*"))
 
 
+def test_an_invitation_older_than_the_approved_one_is_refused(tmp_path: Path, invitation: Path) -> None:
+    site = make_site(tmp_path / "site", invitation)
+    older = newer(tmp_path, items=20, issued="2026-03-01T12:59:59+01:00")
+    result = run("approve", site.folder, "--invitation", older, "--yes")
+    assert isinstance(result.exception, TrustError)
+    assert "issued 2026-03-01T12:59:59+01:00, before the one that was approved" in str(result.exception)
+    resealed(older, KEY, issued="2026-03-01T12:00:01+00:00")
+    assert run("approve", site.folder, "--invitation", older, "--yes").exit_code == 0
+    assert read_approval(site.approved).issued == "2026-03-01T12:00:01+00:00"
+    resealed(older, KEY, issued="2026-03-02")
+    with pytest.raises(TrustError, match="issued must be a time with its zone"):
+        init_site(tmp_path / "other", older, "clinic")
+
+
+def test_what_an_older_metarec_approved_can_still_be_followed(tmp_path: Path, invitation: Path) -> None:
+    site = make_site(tmp_path / "site", invitation)
+    approved = json.loads(site.approved.read_text())
+    del approved["issued"]
+    site.approved.write_text(json.dumps(approved))
+    assert run("approve", site.folder, "--invitation", invitation, "--yes").exit_code == 0
+    assert read_approval(site.approved).issued
+
+
 def test_an_address_that_the_operator_chose_stays(tmp_path: Path, invitation: Path) -> None:
     site = make_site(tmp_path / "site", invitation)
     path = site.folder / "site.toml"
