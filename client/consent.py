@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from metarec_shared.errors import Refusal, TrustError
-from metarec_shared.invitation import content_hash
+from metarec_shared.invitation import check_self_contained, content_hash
 from metarec_shared.population import Population
 from metarec_shared.settings import Settings
 
@@ -25,7 +25,7 @@ def check_catalogue(node_config: NodeConfig) -> None:
         node_config: The node's own configuration: ``catalogue-path`` and ``catalogue-hash``.
 
     Raises:
-        Refusal: It is another one, or it cannot be read.
+        Refusal: It is another one, or it cannot be read, or it points at files or a database elsewhere.
     """
     if "catalogue-hash" not in node_config:
         return
@@ -39,6 +39,11 @@ def check_catalogue(node_config: NodeConfig) -> None:
         raise Refusal(f"the catalogue here cannot be read; this site approved the content hash {approved}") from error
     if found != approved:
         raise Refusal(f"the catalogue here has the content hash {found}, this site approved {approved}")
+    try:
+        check_self_contained(Path(folder))
+    except TrustError as error:
+        logger.warning("the catalogue is not read: %s", error)
+        raise Refusal("the catalogue here points at files or a database elsewhere, which nobody approved") from error
 
 
 def check_own_items(node_config: NodeConfig, settings: Settings) -> None:
@@ -65,7 +70,7 @@ def excluded_users(file: Path) -> frozenset[str]:
         Refusal: The file cannot be read: nobody knows who must be left out.
     """
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         logger.warning("the file of excluded users cannot be read: %s", type(error).__name__)
         raise Refusal("the file of excluded users cannot be read here, so nothing leaves") from error

@@ -9,7 +9,9 @@ meta-updates, so neither may change without the site's consent.
 import base64
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -23,6 +25,10 @@ BUNDLE = "metarec.fab"
 CATALOGUE = "catalogue"
 AUTHORITY = "ca.crt"
 SIGNING_KEY = "signing-key.pub"
+POINTER = "source.toml"
+"""The file that says which other files, or which database, the items lie in: never part of an invitation."""
+SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
+"""What a site may be called, by itself and by its coordinator."""
 TERMS = "invitation.json"
 SIGNATURE = "invitation.sig"
 
@@ -39,6 +45,7 @@ class Invitation:
         authority: SHA-256 of the certificate of the authority that the server's certificate comes from, in hex.
         bundle: SHA-256 of the bundle of apps, in hex: what Flower calls its hash.
         catalogue: Content hash of the folder with the items, in hex.
+        issued: When it was made, ISO 8601 with the zone: a site takes none that is older than what it approved.
     """
 
     federation: str
@@ -48,6 +55,7 @@ class Invitation:
     authority: str
     bundle: str
     catalogue: str
+    issued: str
 
 
 def content_hash(folder: Path) -> str:
@@ -68,6 +76,17 @@ def content_hash(folder: Path) -> str:
         if path.is_file():
             lines.append(f"{file_hash(path)}  {name.as_posix()}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def check_self_contained(folder: Path) -> None:
+    """Check that a published catalogue holds its items itself: what it points at would be read at a site unhashed.
+
+    Raises:
+        TrustError: A ``source.toml`` lies in it, which may point at a site's private files or database.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.name.casefold() == POINTER:
+            raise TrustError(f"{path}: says that the items lie elsewhere; wanted a catalogue with the items themselves")
 
 
 def file_hash(path: Path) -> str:
@@ -103,7 +122,8 @@ def open_invitation(folder: Path, fingerprint: str = "") -> tuple[Invitation, st
         The terms, and the fingerprint of the key that signed them.
 
     Raises:
-        TrustError: A file is missing, was changed after it was signed, or another key signed it.
+        TrustError: A file is missing, was changed after it was signed, or another key signed it; or the catalogue
+            points at files elsewhere.
     """
     try:
         terms = (folder / TERMS).read_bytes()
@@ -127,6 +147,7 @@ def open_invitation(folder: Path, fingerprint: str = "") -> tuple[Invitation, st
             raise TrustError(f"{folder / name}: its SHA-256 must be {wanted}, got {got}")
     if (got := content_hash(folder / CATALOGUE)) != invitation.catalogue:
         raise TrustError(f"{folder / CATALOGUE}: its content hash must be {invitation.catalogue}, got {got}")
+    check_self_contained(folder / CATALOGUE)
     return invitation, found
 
 
@@ -138,4 +159,21 @@ def _parsed(path: Path, terms: bytes) -> Invitation:
         raise TrustError(f"{path}: not JSON: {error}") from error
     if not isinstance(values, dict) or set(values) != names or not all(isinstance(v, str) for v in values.values()):
         raise TrustError(f"{path}: wanted strings {', '.join(sorted(names))}; another version of MetaRec made it")
-    return Invitation(**values)
+    invitation = Invitation(**values)
+    try:
+        issue_time(invitation.issued)
+    except ValueError as error:
+        raise TrustError(f"{path}: issued must be a time with its zone, got {invitation.issued!r}") from error
+    return invitation
+
+
+def issue_time(issued: str) -> datetime:
+    """Return when an invitation was issued.
+
+    Raises:
+        ValueError: The text is no time of ISO 8601 with a zone.
+    """
+    time = datetime.fromisoformat(issued)
+    if time.tzinfo is None:
+        raise ValueError("no zone")
+    return time

@@ -1,7 +1,7 @@
 """Invitations and sites for tests."""
 
 from dataclasses import replace
-from importlib.metadata import version
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.site.folder import Site, load_site
 from client.site.setup import init_site
+from metarec_shared.bundle import installed_bundle, metarec_version
 from metarec_shared.invitation import AUTHORITY, BUNDLE, CATALOGUE, Invitation, content_hash, file_hash, seal
 from tests.certificates import Authority
 
 ITEMS, USERS = 30, 150
+bundle_here = cache(installed_bundle)
 
 
 def make_invitation(
@@ -21,24 +23,26 @@ def make_invitation(
     *,
     authority: Authority | None = None,
     server: str = "127.0.0.1:9092",
-    bundle: bytes = b"a bundle",
+    bundle: bytes | None = None,
     items: int = ITEMS,
     text_encoder: str = "random",
+    issued: str = "2026-03-01T12:00:00+00:00",
 ) -> Path:
-    """Write an invitation; return its folder."""
+    """Write an invitation, to run the installed MetaRec unless a bundle is given; return its folder."""
     (folder / CATALOGUE).mkdir(parents=True)
     titles = [f"{i},A film about number {i}" for i in range(items)]
     (folder / CATALOGUE / "items.csv").write_text("\n".join(["item_id,title", *titles]) + "\n")
     (authority or Authority.new()).write(folder / AUTHORITY)
-    (folder / BUNDLE).write_bytes(bundle)
+    (folder / BUNDLE).write_bytes(bundle_here() if bundle is None else bundle)
     terms = Invitation(
         federation="films",
         server=server,
-        metarec=version("metarec"),
+        metarec=metarec_version(),
         text_encoder=text_encoder,
         authority=file_hash(folder / AUTHORITY),
         bundle=file_hash(folder / BUNDLE),
         catalogue=content_hash(folder / CATALOGUE),
+        issued=issued,
     )
     seal(folder, terms, key)
     return folder

@@ -23,6 +23,7 @@ class Approval:
         text_encoder: What makes text vectors of the items.
         metarec: Version of MetaRec that the bundle calls.
         time: When it was approved, UTC.
+        issued: When the invitation was made; empty where an older MetaRec approved it.
     """
 
     federation: str
@@ -33,6 +34,7 @@ class Approval:
     text_encoder: str
     metarec: str
     time: str
+    issued: str = ""
 
     @classmethod
     def of(cls, invitation: Invitation, signing_key: str) -> "Approval":
@@ -46,6 +48,7 @@ class Approval:
             text_encoder=invitation.text_encoder,
             metarec=invitation.metarec,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
+            issued=invitation.issued,
         )
 
 
@@ -65,6 +68,10 @@ def read_approval(path: Path) -> Approval:
     except (OSError, ValueError) as error:
         raise TrustError(f"{path}: cannot read what was approved: {error}; run `metarec site approve`") from error
     names = {field.name for field in fields(Approval)}
-    if not isinstance(values, dict) or set(values) != names or not all(isinstance(v, str) for v in values.values()):
+    if (
+        not isinstance(values, dict)
+        or set(values) | {"issued"} != names
+        or not all(isinstance(v, str) for v in values.values())
+    ):
         raise TrustError(f"{path}: wanted texts {', '.join(sorted(names))}; run `metarec site approve`")
     return Approval(**values)

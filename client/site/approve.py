@@ -2,16 +2,16 @@
 
 import shutil
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 from client.site.approval import Approval, read_approval, write_approval
 from client.site.folder import SETTINGS_FILE, Site
 from client.site.setup import take_public_files
+from metarec_shared.bundle import check_bundle
 from metarec_shared.catalogue import Catalogue
-from metarec_shared.errors import DataError
+from metarec_shared.errors import DataError, TrustError
 from metarec_shared.files import write_bytes, write_text
-from metarec_shared.invitation import AUTHORITY, CATALOGUE, Invitation, open_invitation
+from metarec_shared.invitation import AUTHORITY, CATALOGUE, Invitation, issue_time, open_invitation
 from metarec_shared.readers import read_catalogue
 from metarec_shared.settings import DataSettings
 from metarec_shared.toml_text import toml_value
@@ -24,10 +24,17 @@ def open_newer(site: Site, invitation_folder: Path) -> tuple[Invitation, list[st
         The terms, and a line for each difference; no line: nothing differs.
 
     Raises:
-        TrustError: It was changed, or another key signed it, or what was approved cannot be read.
+        TrustError: It was changed, or another key signed it, or it is older than what was approved, or its
+            bundle is not the one that the installed MetaRec makes, or what was approved cannot be read.
     """
     before = read_approval(site.approved)
     invitation, _ = open_invitation(invitation_folder, before.signing_key)
+    if before.issued and issue_time(invitation.issued) < issue_time(before.issued):
+        raise TrustError(
+            f"{invitation_folder}: issued {invitation.issued}, before the one that was approved ({before.issued}): "
+            "ask the coordinator for the latest"
+        )
+    check_bundle(invitation.metarec, invitation.bundle)
     lines = [
         f"{what}: {old} -> {new}"
         for what, old, new in (
@@ -72,15 +79,7 @@ def take_over(site: Site, invitation_folder: Path, invitation: Invitation) -> li
         shutil.rmtree(work, ignore_errors=True)
     if invitation.server != site.settings.server and not _move_server(site, before, invitation):
         todo.append(f"set server = {toml_value(invitation.server)} in {site.folder / SETTINGS_FILE}")
-    if note := version_note(invitation.metarec):
-        todo.append(note)
     return todo
-
-
-def version_note(wanted: str) -> str:
-    """Return what to do where the installed MetaRec is not the one that a bundle calls; empty: nothing."""
-    installed = version("metarec")
-    return "" if wanted == installed else f"install MetaRec {wanted} (here is {installed}), which the bundle calls"
 
 
 def _move_server(site: Site, before: Approval, invitation: Invitation) -> bool:

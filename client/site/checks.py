@@ -1,11 +1,13 @@
 """All that must hold before a site starts, each checked whatever the others say."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from client.site.approval import Approval, read_approval
 from client.site.folder import Site, load_site
+from client.site.start import cache_environment
 from metarec_shared.errors import MetaRecError
 
 
@@ -30,12 +32,13 @@ Finding = Callable[[Site, Approval], str]
 
 def run_checks(folder: Path) -> list[Check]:
     """Check a site's folder, data, privacy and connection."""
-    from client.site import checks_data, checks_folder, checks_server
-
     settings = guarded("settings", lambda: load_site(folder).settings.name)
     if not settings.passed:
         return [settings]
     site = load_site(folder)
+    os.environ.update(cache_environment(site.state, os.environ))  # before what reads it is imported: runs use the same
+    from client.site import checks_data, checks_folder, checks_server
+
     approved = guarded("approval", lambda: checks_folder.approval(site, read_approval(site.approved)))
     checks = [settings, approved, guarded("files", lambda: checks_folder.modes(site))]
     try:

@@ -5,8 +5,9 @@ from client.privacy.ledger import Ledger
 from client.privacy.policy import load_policy
 from client.site.approval import Approval
 from client.site.counts import Counts, write_counts
+from client.site.exclusion import unknown_places
 from client.site.folder import Site
-from metarec_shared.errors import LedgerError, PrivacyError, TrustError
+from metarec_shared.errors import LedgerError, MetaRecError, PrivacyError, TrustError
 from metarec_shared.invitation import content_hash
 from metarec_shared.sources import load_dataset, load_item_features
 
@@ -45,8 +46,15 @@ def data(site: Site, approved: Approval) -> str:
 
 
 def excluded(site: Site, approved: Approval) -> str:
-    """Check that it is known who takes no part."""
-    return f"{len(excluded_users(site.excluded)):,}"
+    """Check that it is known who takes no part, and count those who are not in the data."""
+    users = excluded_users(site.excluded)
+    if not users:
+        return "0"
+    try:
+        unknown = f"{len(unknown_places(site, users)):,} of them not in the data"
+    except MetaRecError:
+        unknown = "whether they are in the data is not known"
+    return f"{len(users):,}, {unknown}"
 
 
 def privacy(site: Site, approved: Approval) -> str:

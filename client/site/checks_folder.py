@@ -5,9 +5,9 @@ import shutil
 import stat
 
 from client.site.approval import Approval
-from client.site.approve import version_note
 from client.site.folder import SETTINGS_FILE, Site
 from client.site.keys import public_file, read_key
+from metarec_shared.bundle import check_bundle
 from metarec_shared.errors import TrustError
 
 ROOM = 1 << 30
@@ -15,9 +15,8 @@ ROOM = 1 << 30
 
 
 def approval(site: Site, approved: Approval) -> str:
-    """Say what was approved; raise where another MetaRec is installed than its bundle calls."""
-    if note := version_note(approved.metarec):
-        raise TrustError(note)
+    """Say what was approved; raise where its bundle is not the one that the installed MetaRec makes."""
+    check_bundle(approved.metarec, approved.bundle)
     return f"federation {approved.federation}, signed by {approved.signing_key}, approved {approved.time}"
 
 

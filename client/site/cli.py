@@ -42,7 +42,6 @@ def init(
     mode: Annotated[PrivacyMode, typer.Option(help="Which privacy file to begin with.")] = PrivacyMode.SITE,
 ) -> None:
     """Make a site's folder from an invitation."""
-    from client.site.approve import version_note
     from client.site.setup import init_site
     from client.site.templates import ledger_command
 
@@ -60,8 +59,6 @@ def init(
             f"fill in {folder / 'privacy.toml'}: how many users this site declares, and what is the least noise",
             f"make the ledger, with what that file says: {command}",
         ]
-    if note := version_note(terms.metarec):
-        steps.append(note)
     steps += [f"metarec site check {folder}", f"metarec site start {folder}"]
     for number, step in enumerate(steps, start=1):
         typer.echo(f"{number}. {step}")
@@ -143,7 +140,7 @@ def exclude(
     from client.site.folder import load_site
     from metarec_shared.errors import MetaRecError
 
-    listed = [] if file is None else [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    listed = [] if file is None else [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     asked = [*(users or []), *listed]
     if not asked:
         raise typer.BadParameter("name users, or a --file of them")

@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 from client.site.approval import Approval
 from metarec_shared.errors import SettingsError
+from metarec_shared.invitation import SITE_NAME
 from metarec_shared.settings import Scalar, Settings, parse_table, read_toml, setting
 
 SETTINGS_FILE = "site.toml"
 EXCLUDED_FILE = "excluded.txt"
 STATE_FOLDER = "state"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_NAME = SITE_NAME
 _SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})")
 
 
@@ -166,9 +167,7 @@ def load_site(folder: Path) -> Site:
 def check_name(name: str, source: str) -> None:
     """Raise a SettingsError if a site cannot be called so."""
     if not _NAME.fullmatch(name):
-        raise SettingsError(
-            f"{source}: a site's name is 1 to 63 letters, digits, dots, hyphens or underscores, got {name!r}"
-        )
+        raise SettingsError(f"{source}: a site's name is 1 to 63 letters, digits and hyphens, got {name!r}")
 
 
 def check_server(server: str, source: str) -> tuple[str, int]:

@@ -8,6 +8,7 @@ from client.site.approval import Approval, write_approval
 from client.site.folder import EXCLUDED_FILE, SETTINGS_FILE, STATE_FOLDER, SiteSettings, check_name, check_server
 from client.site.keys import make_keys
 from client.site.templates import privacy_text, settings_text
+from metarec_shared.bundle import check_bundle
 from metarec_shared.errors import SettingsError, TrustError
 from metarec_shared.invitation import AUTHORITY, CATALOGUE, Invitation, content_hash, file_hash, open_invitation
 from metarec_shared.settings import Mode
@@ -34,12 +35,14 @@ def init_site(
 
     Raises:
         SettingsError: The folder holds something, or the name cannot be.
-        TrustError: The invitation was changed, or another key signed it.
+        TrustError: The invitation was changed, or another key signed it, or its bundle is not the one that the
+            installed MetaRec makes.
     """
     check_name(name, "--name")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f"{folder}: not empty; a site needs a folder of its own")
     invitation, found = open_invitation(invitation_folder, fingerprint)
+    check_bundle(invitation.metarec, invitation.bundle)
     check_server(invitation.server, str(invitation_folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))

@@ -105,11 +105,18 @@ def command(site: Site) -> list[str]:
 
 
 def environment(site: Site, given: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a SuperNode: Flower's own files in the site's folder, its commands on the path."""
+    """Return the environment of a SuperNode: Flower's own files and caches in the site's folder."""
     path = os.pathsep.join([str(Path(sys.executable).parent), given.get("PATH", "")])
     direct = ",".join(filter(None, [given.get("NO_PROXY", given.get("no_proxy", "")), "127.0.0.1", "localhost"]))
-    own = {"PATH": path, "FLWR_HOME": str(site.state / FLOWER_FOLDER), "NO_PROXY": direct, "no_proxy": direct}
+    own = cache_environment(site.state, given)
+    own |= {"PATH": path, "FLWR_HOME": str(site.state / FLOWER_FOLDER), "NO_PROXY": direct, "no_proxy": direct}
     return {**given, **_ENVIRONMENT, **own}
+
+
+def cache_environment(state: Path, given: Mapping[str, str]) -> dict[str, str]:
+    """Return where text vectors and downloaded encoders are kept: in the site's folder unless ``given`` says where."""
+    own = {"METAREC_CACHE": state / "cache", "HF_HOME": state / "huggingface"}
+    return {name: given.get(name) or str(folder) for name, folder in own.items()}
 
 
 def why_not(site: Site) -> Obstacle | None:

@@ -1,7 +1,6 @@
 """Who takes part: enrol a site's key, take it off again, and see who is there."""
 
 import hashlib
-import re
 from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,10 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
 from metarec_shared.errors import FederationError, SettingsError, TrustError
+from metarec_shared.invitation import SITE_NAME
 from server.coordinator.flower import CONNECTION, flwr
 from server.coordinator.home import Home
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +44,7 @@ def enroll_site(home: Home, key_file: Path, name: str) -> str:
         TrustError: The file holds no public key of the wanted kind.
         FederationError: The name or the key is enrolled already, or the server is not running.
     """
-    if not _NAME.fullmatch(name):
+    if not SITE_NAME.fullmatch(name):
         raise SettingsError(f"a site's name must be letters, digits and hyphens, at most 63, got {name!r}")
     fingerprint, sites = _fingerprint(key_file), home.sites()
     if name in sites:

@@ -1,7 +1,6 @@
 """A SuperLink with TLS and authentication on the loopback interface, as a coordinator runs one, for tests of sites."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +13,6 @@ from pathlib import Path
 from tests.certificates import Authority
 from tests.e2e.processes import BIN, alive, environment, wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
 SITE = (sys.executable, "-c", "from client.site.cli import site_app; site_app()")
 
 
@@ -75,17 +73,6 @@ def flwr(*arguments: object, link: Link, cwd: Path) -> subprocess.CompletedProce
     """Run Flower's command line to its end."""
     command = [str(BIN / "flwr"), *(str(argument) for argument in arguments)]
     return subprocess.run(command, env=link.env, cwd=cwd, capture_output=True, text=True, timeout=900, check=False)
-
-
-def checkout(folder: Path) -> Path:
-    """Copy what git tracks, or would, to ``folder``: what `flwr build` and `flwr run` take."""
-    git = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
-    for name in names:
-        if name and (ROOT / name).is_file() and not name.startswith("tests/"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    return folder
 
 
 def site_command(*arguments: object, link: Link) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,8 @@ from client.site.enrolment import Enrolment, ask_enrolment
 from client.site.folder import Site
 from client.site.keys import read_key
 from client.site.status import Status, read_status
-from tests.e2e.deployment import SITE, Link, checkout, flwr, free_port, site_command, superlink
+from metarec_shared.bundle import write_app
+from tests.e2e.deployment import SITE, Link, flwr, free_port, site_command, superlink
 from tests.e2e.processes import alive, wait_until
 from tests.sites import make_invitation, make_site
 from tests.small import SMALL_RUN
@@ -32,23 +33,21 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Link]:
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a checkout of the apps."""
-    return checkout(tmp_path_factory.mktemp("clone") / "metarec")
+    """Return the apps that call the installed MetaRec."""
+    folder = tmp_path_factory.mktemp("app") / "app"
+    write_app(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, link: Link, app: Path) -> Site:
-    """Return a site that approved the bundle of ``app``, with the encoder of small runs; it is not enrolled yet."""
+def site(tmp_path_factory: pytest.TempPathFactory, link: Link) -> Site:
+    """Return a site that approved the bundle of the installed MetaRec, with a fast encoder; it is not enrolled yet."""
     folder = tmp_path_factory.mktemp("site")
-    built = flwr("build", "--app", app, link=link, cwd=folder)
-    assert built.returncode == 0, built.stdout + built.stderr
-    (bundle,) = folder.glob("*.fab")
     invitation = make_invitation(
         folder / "invitation",
         Ed25519PrivateKey.generate(),
         authority=link.authority,
         server=f"127.0.0.1:{link.port}",
-        bundle=bundle.read_bytes(),
     )
     made = make_site(folder / "site", invitation)
     text = (made.folder / "site.toml").read_text()
@@ -144,7 +143,8 @@ def test_a_site_from_its_enrolment_to_its_end(site: Site, link: Link, app: Path,
         assert (tmp_path / "out" / "training.json").exists(), ran.stdout + ran.stderr
         assert status(site).messages.get("train") == 1
 
-        (app / "server" / "roster.py").write_text((app / "server" / "roster.py").read_text() + "\n")
+        code = app / "metarec_app" / "client_app.py"
+        code.write_text(code.read_text() + "\n")
         run_federation(link, app, site.catalogue, tmp_path / "foreign")
         assert "is refused: this site approved" in status(site).error
         assert status(site).state == "connected"

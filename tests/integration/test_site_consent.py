@@ -55,6 +55,14 @@ def test_a_catalogue_that_nobody_approved_is_refused_by_both_hashes_before_anyth
     assert not open_ledger(site).releases()
 
 
+def test_a_catalogue_that_points_elsewhere_is_refused_though_its_hash_was_approved(
+    site: Path, approved: dict[str, Any]
+) -> None:
+    (site / "catalogue" / "source.toml").write_text('[items]\nfile = "../data/items.csv"\n')
+    node = approved | {"catalogue-hash": content_hash(site / "catalogue")}
+    assert "points at files or a database elsewhere" in str(refusal(ask(site, "train", node=node)))
+
+
 def test_without_its_catalogue_a_site_refuses(site: Path, approved: dict[str, Any]) -> None:
     shutil.rmtree(site / "catalogue")
     said = str(refusal(ask(site, "train", node=approved)))

@@ -5,6 +5,7 @@ import ssl
 import stat
 import subprocess
 import tomllib
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from metarec_shared.bundle import build_bundle, write_app
 from metarec_shared.cli import run as metarec
 from metarec_shared.errors import DataError, FederationError, SettingsError, TrustError
 from metarec_shared.invitation import TERMS, content_hash, file_hash, key_fingerprint, open_invitation
-from metarec_shared.settings import Settings
+from metarec_shared.readers import read_catalogue
+from metarec_shared.settings import DataSettings, Settings
 from server.coordinator import flower
-from server.coordinator.bundle import build_bundle, write_app
 from server.coordinator.certificates import issue_certificate, load_signing_key
 from server.coordinator.home import Home
 from server.coordinator.init import initialize
@@ -142,12 +144,40 @@ def test_publishing_copies_items_and_no_interaction(home: Home, data: Path) -> N
 def test_publishing_twice_gives_the_same_hashes_and_a_changed_item_another(home: Home, data: Path) -> None:
     take_catalogue(home, data)
     first = publish(home)
-    assert publish(home) == first
+    again = publish(home)
+    assert replace(again, issued=first.issued) == first
+    assert datetime.fromisoformat(again.issued) >= datetime.fromisoformat(first.issued)
     (data / "items.csv").write_text(ITEMS.replace("Title 7", "Title seven"))
     take_catalogue(home, data)
     second = publish(home)
     assert second.catalogue != first.catalogue
     assert second.bundle == first.bundle
+
+
+def test_items_that_lie_elsewhere_are_published_themselves(home: Home, data: Path, tmp_path: Path) -> None:
+    rows = 'sku,name,kind,maker\n007,"A ""quoted"", long\ntitle",Drama|War,\n8,Heat,,Né & co\n9,,, \n'
+    (tmp_path / "private.csv").write_text(rows)
+    columns = 'item_id = "sku"\ntitle = "name"\nkind = "kind"\n"made by, or" = "maker"\n'
+    pointer = f'[items]\nfile = "../private.csv"\n[items.columns]\n{columns}'
+    (data / "source.toml").write_text(pointer + '[interactions]\nfile = "interactions.csv"\n')
+    assert take_catalogue(home, data) == 3
+    assert [path.name for path in home.catalogue.iterdir()] == ["items.csv"]
+    assert read_catalogue(home.catalogue, DataSettings()) == read_catalogue(data, DataSettings())
+    publish(home)
+    open_invitation(home.invitation)
+
+
+@pytest.mark.parametrize("name", ["source.toml", "Source.TOML", "below/source.toml"])
+def test_an_invitation_whose_catalogue_points_elsewhere_is_refused_though_signed(
+    home: Home, data: Path, name: str
+) -> None:
+    take_catalogue(home, data)
+    path = home.catalogue / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('[items]\nurl-env = "SITE_DATABASE"\nquery = "SELECT * FROM patients"\n')
+    publish(home)
+    with pytest.raises(TrustError, match=f"{name}: says that the items lie elsewhere"):
+        open_invitation(home.invitation)
 
 
 def test_nothing_is_published_without_a_catalogue(home: Home, tmp_path: Path) -> None:
@@ -196,7 +226,7 @@ def test_a_link_in_a_catalogue_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_bundle_is_a_few_lines_that_import_the_installed_package(home: Home) -> None:
-    write_app(home)
+    write_app(home.app)
     assert build_bundle(home.app) == build_bundle(home.app)
     code = list(home.app.rglob("*.py"))
     assert sum(len(path.read_text().splitlines()) for path in code) < 40

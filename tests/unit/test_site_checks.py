@@ -126,10 +126,12 @@ def address(server: socketserver.BaseServer) -> str:
 
 
 @pytest.fixture
-def site(tmp_path: Path, authority: Authority, server: Server) -> Site:
+def site(tmp_path: Path, authority: Authority, server: Server, monkeypatch: pytest.MonkeyPatch) -> Site:
     invitation = make_invitation(tmp_path / "invitation", KEY, authority=authority, server=address(server))
     sources._dataset.cache_clear()
     made = make_site(tmp_path / "site", invitation)
+    monkeypatch.delenv("METAREC_CACHE")
+    monkeypatch.setenv("HF_HOME", "")
     server.known = (public_key_to_bytes(read_key(made.key).public_key()),)
     return made
 
@@ -157,6 +159,7 @@ def test_a_site_with_everything_in_order_passes_every_check(site: Site) -> None:
     counts = read_counts(site.state)
     assert counts is not None
     assert (counts.users, counts.skipped) == (150, 0)
+    assert list((site.state / "cache" / "text").iterdir()), "runs find the text vectors"
 
 
 def test_checks_as_json(site: Site) -> None:
@@ -214,7 +217,16 @@ def test_a_text_encoder_that_is_not_there_is_said(site: Site) -> None:
     site.approved.write_text(json.dumps(approved | {"text_encoder": "/nowhere"}))
     assert list(failures(site)) == ["text encoder"]
     site.approved.write_text(json.dumps(approved | {"metarec": "9.9.9"}))
-    assert "install MetaRec 9.9.9" in failures(site)["approval"]
+    assert "pip install metarec==9.9.9" in failures(site)["approval"]
+
+
+def test_excluded_users_that_are_not_in_the_data_are_counted_and_not_named(site: Site) -> None:
+    site.excluded.write_text("u3\nsomebody\nu5\n", encoding="utf-8-sig")  # as a Windows editor saves it
+    assert found(site)["excluded users"] == Check(
+        name="excluded users", passed=True, said="3, 1 of them not in the data"
+    )
+    (site.data / "interactions.csv").write_text("nothing\n")
+    assert found(site)["excluded users"].said == "3, whether they are in the data is not known"
 
 
 def test_a_full_disk_is_said(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

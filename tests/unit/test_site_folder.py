@@ -3,6 +3,7 @@
 import json
 import stat
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,14 @@ from cryptography.hazmat.primitives.serialization import (
 from typer.testing import CliRunner
 
 from client.privacy.policy import load_policy
-from client.site.approval import read_approval
+from client.site.approval import read_approval, write_approval
 from client.site.cli import site_app
 from client.site.folder import load_site
 from client.site.keys import read_key
 from client.site.setup import init_site
 from client.site.templates import ledger_command, privacy_text
 from metarec_shared.errors import MetaRecError, PrivacyError, SettingsError, TrustError
-from metarec_shared.invitation import content_hash, key_fingerprint
+from metarec_shared.invitation import content_hash, file_hash, key_fingerprint
 from tests.certificates import Authority
 from tests.sites import make_invitation, make_site, resealed
 
@@ -94,7 +95,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, invitation:
     assert load_site(tmp_path / "site").settings.name == "clinic"
 
 
-@pytest.mark.parametrize("name", ["", "a b", "../x", "-x", "x" * 64, "ä"])
+@pytest.mark.parametrize("name", ["", "a b", "../x", "-x", "x" * 64, "ä", "a.b", "a_b"])
 def test_a_name_that_a_server_should_not_see_is_refused(tmp_path: Path, invitation: Path, name: str) -> None:
     with pytest.raises(SettingsError, match="a site's name is 1 to 63 letters"):
         init_site(tmp_path / "site", invitation, name)
@@ -185,9 +186,10 @@ def newer(tmp_path: Path, **changes: object) -> Path:
 
 def test_approving_shows_what_differs_and_takes_it_over(tmp_path: Path, invitation: Path) -> None:
     site = make_site(tmp_path / "site", invitation)
-    before = read_approval(site.approved)
+    before = replace(read_approval(site.approved), bundle="0" * 64, metarec="0.0.1")
+    write_approval(site.approved, before)  # an older MetaRec was installed then
     authority = Authority.new("another")
-    path = newer(tmp_path, items=40, bundle=b"another", server="films.example:9092", authority=authority)
+    path = newer(tmp_path, items=40, server="films.example:9092", authority=authority)
     refused = run("approve", site.folder, "--invitation", path, typed="n\n")
     assert refused.exit_code == 1
     assert read_approval(site.approved) == before
@@ -205,6 +207,29 @@ def test_approving_shows_what_differs_and_takes_it_over(tmp_path: Path, invitati
     for part in (site.catalogue, site.catalogue / "items.csv", site.authority, site.approved):
         assert not stat.S_IMODE(part.stat().st_mode) & 0o077
     assert not list(site.folder.glob(".approve*"))
+
+
+def test_an_invitation_older_than_the_approved_one_is_refused(tmp_path: Path, invitation: Path) -> None:
+    site = make_site(tmp_path / "site", invitation)
+    older = newer(tmp_path, items=20, issued="2026-03-01T12:59:59+01:00")
+    result = run("approve", site.folder, "--invitation", older, "--yes")
+    assert isinstance(result.exception, TrustError)
+    assert "issued 2026-03-01T12:59:59+01:00, before the one that was approved" in str(result.exception)
+    resealed(older, KEY, issued="2026-03-01T12:00:01+00:00")
+    assert run("approve", site.folder, "--invitation", older, "--yes").exit_code == 0
+    assert read_approval(site.approved).issued == "2026-03-01T12:00:01+00:00"
+    resealed(older, KEY, issued="2026-03-02")
+    with pytest.raises(TrustError, match="issued must be a time with its zone"):
+        init_site(tmp_path / "other", older, "clinic")
+
+
+def test_what_an_older_metarec_approved_can_still_be_followed(tmp_path: Path, invitation: Path) -> None:
+    site = make_site(tmp_path / "site", invitation)
+    approved = json.loads(site.approved.read_text())
+    del approved["issued"]
+    site.approved.write_text(json.dumps(approved))
+    assert run("approve", site.folder, "--invitation", invitation, "--yes").exit_code == 0
+    assert read_approval(site.approved).issued
 
 
 def test_an_address_that_the_operator_chose_stays(tmp_path: Path, invitation: Path) -> None:
@@ -241,8 +266,25 @@ def test_an_invitation_by_another_key_is_not_approved(tmp_path: Path, invitation
 
 def test_a_bundle_of_another_version_says_what_to_install(tmp_path: Path, invitation: Path) -> None:
     resealed(invitation, KEY, metarec="9.9.9")
-    made = run("init", tmp_path / "site", "--invitation", invitation, "--name", "clinic")
-    assert "install MetaRec 9.9.9 (here is" in made.stdout
+    said = r"the bundle calls MetaRec 9\.9\.9, installed is .*: pip install metarec==9\.9\.9"
+    with pytest.raises(TrustError, match=said):
+        init_site(tmp_path / "site", invitation, "clinic")
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_bundle_of_code_that_is_not_installed_is_never_approved(tmp_path: Path, invitation: Path) -> None:
+    foreign = newer(tmp_path, bundle=b"any code")
+    got, wanted = file_hash(foreign / "metarec.fab"), file_hash(invitation / "metarec.fab")
+    said = f"the bundle has the SHA-256 {got}, the installed MetaRec .* makes {wanted}"
+    with pytest.raises(TrustError, match=said):
+        init_site(tmp_path / "site", foreign, "clinic")
+    assert not (tmp_path / "site").exists()
+    site = make_site(tmp_path / "site", invitation)
+    before = read_approval(site.approved)
+    result = run("approve", site.folder, "--invitation", foreign, "--yes")
+    assert isinstance(result.exception, TrustError)
+    assert got in str(result.exception)
+    assert read_approval(site.approved) == before
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"bundle": "a"}'])

@@ -395,6 +395,12 @@ def test_a_supernode_gets_the_sites_own_configuration_as_flower_reads_it(site: S
     assert words[words.index("--host") + 1] == "127.0.0.1"
 
 
+def test_caches_lie_in_the_sites_folder_unless_the_operator_says_where(site: Site) -> None:
+    env = environment(site, {"PATH": "/bin", "METAREC_CACHE": "/mine"})
+    assert (env["METAREC_CACHE"], env["HF_HOME"]) == ("/mine", str(site.state / "huggingface"))
+    assert environment(site, {"HF_HOME": ""})["METAREC_CACHE"] == str(site.state / "cache")
+
+
 def test_a_supernodes_environment_keeps_flower_in_the_sites_folder(site: Site) -> None:
     env = environment(site, {"PATH": "/bin", "HOME": "/h", "no_proxy": "intern"})
     assert env["FLWR_HOME"] == str(site.folder / "state" / "flower")

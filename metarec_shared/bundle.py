@@ -1,15 +1,18 @@
 """The apps that Flower ships: a few lines that call the MetaRec which server and site installed by themselves.
 
-So a coordinator cannot send code to a site: what a site approves by its hash is these lines, short enough to be read.
+They are a pure function of the installed version. So a coordinator cannot send code to a site: the site makes the same
+bundle by itself, and approves no other.
 """
 
+import hashlib
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+from metarec_shared.errors import TrustError
 from metarec_shared.files import write_text
 from metarec_shared.settings import Settings
 from metarec_shared.toml_text import toml_tables
-from server.coordinator.home import Home
 
 _PROJECT = """[project]
 name = "metarec"
@@ -54,8 +57,8 @@ def metarec_version() -> str:
     return version("metarec")
 
 
-def write_app(home: Home) -> None:
-    """Write the apps, with every setting's default: a run may only override keys that are there."""
+def write_app(folder: Path) -> None:
+    """Write the apps into a folder, with every setting's default: a run may only override keys that are there."""
     config = toml_tables(Settings().flat(), prefix="tool.flwr.app.config.")
     files = {
         "pyproject.toml": _PROJECT.format(version=metarec_version()) + config,
@@ -64,7 +67,7 @@ def write_app(home: Home) -> None:
         "metarec_app/server_app.py": _SERVER,
     }
     for name, text in files.items():
-        write_text(home.app / name, text)
+        write_text(folder / name, text)
 
 
 def build_bundle(app: Path) -> bytes:
@@ -72,3 +75,32 @@ def build_bundle(app: Path) -> bytes:
     from flwr.cli.build import build_fab_from_disk
 
     return build_fab_from_disk(app)
+
+
+def installed_bundle() -> bytes:
+    """Return the bundle of the installed MetaRec."""
+    with tempfile.TemporaryDirectory(prefix="metarec-bundle-") as made:
+        app = Path(made) / "app"
+        write_app(app)
+        return build_bundle(app)
+
+
+def check_bundle(metarec: str, bundle: str) -> None:
+    """Check that a bundle calls the installed MetaRec and is the one that it makes.
+
+    Args:
+        metarec: Version of MetaRec that the bundle calls.
+        bundle: SHA-256 of the bundle, hex.
+
+    Raises:
+        TrustError: It calls another version, or it is another bundle: it may hold any code.
+    """
+    if metarec != (installed := metarec_version()):
+        raise TrustError(
+            f"the bundle calls MetaRec {metarec}, installed is {installed}: pip install metarec=={metarec}"
+        )
+    if bundle != (wanted := hashlib.sha256(installed_bundle()).hexdigest()):
+        raise TrustError(
+            f"the bundle has the SHA-256 {bundle}, the installed MetaRec {installed} makes {wanted}: it is not the "
+            "code that is installed here"
+        )
