@@ -42,7 +42,7 @@ from server.roster import Roster
 DEVIATIONS = 6.0
 
 WEIGHT_SLACK = 2.0
-"""A site's file may give its replies another weight than the users it expects to draw, so many times that or part of it.
+"""A site's file may give its replies another weight than the users it expects to draw, a half to twice that.
 
 A rule that compares nodes divides by the weight: one near 0 would make the quotient anything, or no number."""
 

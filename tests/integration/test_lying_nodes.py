@@ -159,6 +159,10 @@ def test_without_a_clip_norm_there_is_no_bound(tmp_path: Path) -> None:
         ({"noise_multiplier": 50.0}, "terms of privacy: the run's noise multiplier is 1, got 50"),
         ({"mode": "local"}, "terms of privacy: the run's mode is site, got local"),
         ({"randomness": "secure"}, "terms of privacy: the run's noise is simulated, got secure"),
+        ({"delta": 0.0}, "terms of privacy: the run's delta is 1e-05, got 0"),
+        ({"popularity_norm": 1e300}, "terms of privacy: the run's norm of item counts is 10, got 1e+300"),
+        ({"popularity_noise": 1e-300}, "terms of privacy: the run's noise of item counts is 5, got 1e-300"),
+        ({"popularity_noise": 1.7e308}, "terms of privacy: the run's noise of item counts is 5, got 1.7e+308"),
     ],
 )
 def test_a_node_whose_terms_would_raise_its_bound_does_not_enroll(
