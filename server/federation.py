@@ -104,8 +104,9 @@ def run_federation(grid: Grid, settings: Settings, observers: Sequence[Tracker] 
     if settings.run.resume:
         point = load_resume_point(folder, settings, roster.fingerprint, public.fingerprint)
         optimizer.load(point.parameters, point.optimizer)
-        untrained = untrained | point.untrained
-        sent |= {name: value for name, value in point.untrained.items() if name in travelling}
+        restored = {name: value for name, value in point.untrained.items() if one or name != ITEM_BIAS}
+        untrained = untrained | restored
+        sent |= {name: value for name, value in restored.items() if name in travelling}
         best, done = point.best, point.round_number
         failures.round_number = done
         logger.info("resuming after round %d", done)
