@@ -91,8 +91,8 @@ class RecordedGrid(Grid):
             yield from replies
         if len(unread) == len(identifiers) > 1:
             raise next(iter(unread.values()))
-        for identifier, error in unread.items():
-            yield _unreadable(identifier, error)
+        for identifier, cause in unread.items():
+            yield _unreadable(identifier, cause)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push messages and return their replies."""
