@@ -67,6 +67,11 @@ _MOST_REGRESSIONS = 16
 _SHARPEST = 1e4
 _MOST_SIZES = 64
 _MOST_CELLS = 64
+_MOST_DRAWS = 64
+_MOST_JUDGED = 512
+"""Draws times cells of one request: so often every user is adapted to and all items are scored."""
+
+_MOST_NEIGHBOURS = 4096
 _LARGEST_SUPPORT = 2**20
 
 _SCALES = "/scales"
@@ -213,6 +218,7 @@ def unpack_request(kind: type[RequestT], content: RecordDict) -> RequestT:
         if values["role"] not in list(Role):
             raise WireError(f"no role {values['role']}")
         _check_cells(values["orders"], values["supports"])
+        _check_draws(values["draws"], len(values["orders"]))
         values["role"] = Role(values["role"])
     if kind is MomentsRequest:
         _check_sizes(values["start_sizes"])
@@ -237,6 +243,14 @@ def _check_cells(orders: Sequence[Any], supports: Sequence[Any]) -> None:
         raise WireError(
             f"cells must be 1 to {_MOST_CELLS} different pairs of an order of {', '.join(ORDERS)} and as many support "
             f"items, from 1 to {_LARGEST_SUPPORT:,}, got {orders!r} and {supports!r}"
+        )
+
+
+def _check_draws(draws: int, cells: int) -> None:
+    if not 1 <= draws <= _MOST_DRAWS or draws * cells > _MOST_JUDGED:
+        raise WireError(
+            f"draws must be from 1 to {_MOST_DRAWS}, and at most {_MOST_JUDGED} over all cells, got {draws} of each of "
+            f"{cells}"
         )
 
 
@@ -319,6 +333,9 @@ def _regression(content: RecordDict, name: str, items: int) -> TaskRegression:
     if neighbours.dim() != 2 or neighbours.shape != weights.shape or len(weights) != items:
         got = f"{tuple(neighbours.shape)} and {tuple(weights.shape)}"
         raise WireError(f"neighbours and weights of a task regression must be [{items}, any], got {got}")
+    if neighbours.shape[1] > min(items, _MOST_NEIGHBOURS):
+        most = min(items, _MOST_NEIGHBOURS)
+        raise WireError(f"a task regression must have at most {most:,} neighbours an item, got {neighbours.shape[1]:,}")
     if ((neighbours < 0) | (neighbours >= items)).any() or not weights.isfinite().all():
         raise WireError(f"a task regression must have neighbours from 0 to {items - 1} and finite weights")
     decay = arrays.get("decay")

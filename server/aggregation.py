@@ -19,7 +19,7 @@ import torch
 from flwr.server.strategy.aggregate import aggregate_krum, aggregate_median, aggregate_trimmed_avg
 from numpy.typing import NDArray
 
-from metarec_shared.errors import FederationError
+from metarec_shared.errors import FederationError, WireError
 from metarec_shared.exchange import MetaUpdate, Parameters
 from metarec_shared.settings import FederationSettings
 
@@ -28,7 +28,11 @@ class Aggregation(Protocol):
     """Takes in the meta-updates of one round."""
 
     def add(self, update: MetaUpdate) -> None:
-        """Take in one more."""
+        """Take in one more.
+
+        Raises:
+            WireError: It cannot be compared with others.
+        """
 
     def gradient(self, noised: Callable[[Parameters], Parameters]) -> Parameters:
         """Return what the outer step is taken with; what was taken in is used up.
@@ -87,11 +91,18 @@ class RobustVote:
         self._votes: list[tuple[list[NDArray[Any]], int]] = []
 
     def add(self, update: MetaUpdate) -> None:
-        """Take in one more; a node without weight expected nobody, and has no vote."""
+        """Take in one more; a node without weight expected nobody, and has no vote.
+
+        Raises:
+            WireError: Its mean gradient is not finite in single precision.
+        """
         if not update.weight:
             return
+        means = [(gradient.double() / update.weight).float() for gradient in update.gradients.values()]
+        if not all(mean.isfinite().all() for mean in means):
+            raise WireError(f"meta-update over its weight, {update.weight:.6g}, holds a value that is not finite")
         self._names = list(update.gradients)
-        self._votes.append(([(gradient / update.weight).numpy() for gradient in update.gradients.values()], 1))
+        self._votes.append(([mean.numpy() for mean in means], 1))
 
     def gradient(self, noised: Callable[[Parameters], Parameters]) -> Parameters:
         """Return what the rule makes of the votes.

@@ -48,7 +48,7 @@ from server.recorded_grid import RecordedGrid
 from server.recorder import Recorder
 from server.regression import add_task_regressions, read_blends
 from server.result import TRAINING_FILE
-from server.resume import Best, ResumePoint, load_resume_point, save_resume_point
+from server.resume import Best, ResumePoint, load_resume_point, nodes_of_resume_point, save_resume_point
 from server.roster import Roster
 from server.run_folder import METRICS_FILE, SETTINGS_FILE, check_folder, read_metrics
 from server.tracking import Tracker, open_trackers
@@ -90,7 +90,8 @@ def run_federation(grid: Grid, settings: Settings, observers: Sequence[Tracker] 
         releases.count(POPULARITY)
     failures = FailureLog(folder, resume=settings.run.resume)
     grid = RecordedGrid(grid, failures)
-    roster = enroll_nodes(grid, settings, public, popularity=popularity)
+    before = nodes_of_resume_point(folder, settings) if settings.run.resume else 0
+    roster = enroll_nodes(grid, settings, public, popularity=popularity, before=before)
     announce(NO_PRIVACY_NOTICE if roster.privacy is None else roster.privacy.terms.describe())
     if not ranks:
         middle(roster.rating_scale)  # refuses data without ratings before anybody is asked for anything more
@@ -104,8 +105,9 @@ def run_federation(grid: Grid, settings: Settings, observers: Sequence[Tracker] 
     if settings.run.resume:
         point = load_resume_point(folder, settings, roster.fingerprint, public.fingerprint)
         optimizer.load(point.parameters, point.optimizer)
-        untrained = untrained | point.untrained
-        sent |= {name: value for name, value in point.untrained.items() if name in travelling}
+        restored = {name: value for name, value in point.untrained.items() if one or name != ITEM_BIAS}
+        untrained = untrained | restored
+        sent |= {name: value for name, value in restored.items() if name in travelling}
         best, done = point.best, point.round_number
         failures.round_number = done
         logger.info("resuming after round %d", done)
@@ -171,7 +173,9 @@ def announce(notice: str) -> None:
     logger.warning(notice)
 
 
-def enroll_nodes(grid: Grid, settings: Settings, public: ItemFeatures, *, popularity: bool = True) -> Roster:
+def enroll_nodes(
+    grid: Grid, settings: Settings, public: ItemFeatures, *, popularity: bool = True, before: int = 0
+) -> Roster:
     """Wait for the nodes and ask who they are and how often each item occurs in their meta-training histories.
 
     Args:
@@ -179,16 +183,22 @@ def enroll_nodes(grid: Grid, settings: Settings, public: ItemFeatures, *, popula
         settings: The run's settings.
         public: The run's items.
         popularity: Whether item counts are wanted, too.
+        before: Nodes that the run had before it is resumed, all of which it needs again.
 
     Raises:
         FederationError: Too few nodes are connected, or answer.
         PrivacyError: Nodes declared terms that do not go together.
     """
     limits = settings.federation
-    nodes = wait_for_nodes(grid, limits.min_nodes, limits.round_timeout)
+    nodes = wait_for_nodes(grid, max(limits.min_nodes, before), limits.round_timeout)
     if len(nodes) < limits.min_nodes:
         raise FederationError(
             f"{len(nodes)} nodes connected within {limits.round_timeout:g} s; federation.min-nodes: {limits.min_nodes}"
+        )
+    if len(nodes) < before:
+        raise FederationError(
+            f"--resume needs the same nodes: there were {before}, and {len(nodes)} are connected after "
+            f"{limits.round_timeout:g} s"
         )
     request = wire.pack_request(EnrollmentRequest(catalogue=public.fingerprint, popularity=popularity))
     items = 0 if public.own else len(public.items.positions)
@@ -372,6 +382,7 @@ class RunKeeper:
             optimizer=self.optimizer.state(),
             best=self.best,
             roster=self.roster.fingerprint,
+            nodes=self.roster.size,
             items=self.public.fingerprint,
             settings=self.settings,
         )

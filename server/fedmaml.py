@@ -103,13 +103,18 @@ class FedMAML(Strategy):
         """Add up the meta-updates as they arrive and take the outer step.
 
         Raises:
-            FederationError: Too many nodes failed, or too few answered.
+            FederationError: Too many nodes failed, or too few answered, or what they sent adds up to no finite number.
         """
         tally, gathered = self._tally, aggregation_of(self._settings.federation, self._optimizer.parameters)
         weight = loss = 0.0
         users: int | None = 0
-        for update in tally.read_of(replies, self._unpacked):
+
+        def taken_in(content: RecordDict, node: int) -> MetaUpdate:
+            update = self._unpacked(content, node)
             gathered.add(update)
+            return update
+
+        for update in tally.read_of(replies, taken_in):
             weight += update.weight
             if update.loss is None or update.users is None or users is None:
                 users = None  # the nodes keep it for their users' privacy
@@ -134,6 +139,11 @@ class FedMAML(Strategy):
             metrics["train_loss"] = loss / users
         if weight > 0:
             gradient = gathered.gradient(lambda sums: self._noised(sums, server_round))
+            if not all(value.isfinite().all() for value in gradient.values()):
+                raise FederationError(
+                    f"round {server_round}: the meta-updates of {tally.answered} nodes make no finite gradient; "
+                    "federation.clip-norm bounds what a node can send"
+                )
             metrics["learning_rate"] = self._optimizer.step(gradient, server_round)
         return self.arrays(server_round), metrics
 

@@ -42,7 +42,9 @@ from server.roster import Roster
 DEVIATIONS = 6.0
 
 WEIGHT_SLACK = 2.0
-"""A site's file may give its replies another weight than the users it expects to draw, up to so many times that."""
+"""A site's file may give its replies another weight than the users it expects to draw, a half to twice that.
+
+A rule that compares nodes divides by the weight: one near 0 would make the quotient anything, or no number."""
 
 _ROUNDING = 1e-3
 """Relative: norms and clipping are computed in single precision, noise is rounded to a grid."""
@@ -172,9 +174,10 @@ class UpdateCheck:
         else:
             wanted, why = known.expected, f"the users it expects to draw of the {known.users:,.0f} it enrolled"
         free = self.settings.federation.weighting == "users" and privacy is not None and privacy.terms.mode != "central"
-        if free and not 0 < weight <= WEIGHT_SLACK * wanted * (1 + _SAME):
+        least, most = wanted / WEIGHT_SLACK, wanted * WEIGHT_SLACK
+        if free and not least * (1 - _SAME) <= weight <= most * (1 + _SAME):
             raise WireError(
-                f"meta-update of {name}: weight must be above 0, at most {WEIGHT_SLACK * wanted:.6g}, twice {why}, got "
+                f"meta-update of {name}: weight must be from {least:.6g} to {most:.6g}, half to twice {why}, got "
                 f"{weight:.6g}"
             )
         if not free and not math.isclose(weight, wanted, rel_tol=_SAME):

@@ -13,7 +13,16 @@ from metarec_shared.errors import MetaRecError, PrivacyError, WireError
 from metarec_shared.exchange import Enrollment, Parameters
 from metarec_shared.privacy.accounting import epsilon_of
 from metarec_shared.privacy.gaussian import Noise, noised_counts, noised_sum
-from metarec_shared.privacy.terms import META_UPDATE, POPULARITY, STATEMENTS, UNIT, Terms, run_terms, strictest
+from metarec_shared.privacy.terms import (
+    META_UPDATE,
+    POPULARITY,
+    STATEMENTS,
+    UNIT,
+    Terms,
+    popularity_noise_of,
+    run_terms,
+    strictest,
+)
 from metarec_shared.settings import Settings
 
 _ABOUT = 1.01
@@ -117,7 +126,8 @@ def check_terms(enrollment: Enrollment, settings: Settings) -> None:
         settings: The run's settings.
 
     Raises:
-        WireError: The node declares a mode, a clip norm, a sampling rate, noise or a source of it that it cannot have.
+        WireError: The node declares a mode, a clip norm, a sampling rate, noise, a source of it, a delta or terms of
+            item counts that it cannot have.
     """
     terms, clip_norm = enrollment.terms, settings.federation.clip_norm
     if terms is None:
@@ -128,7 +138,23 @@ def check_terms(enrollment: Enrollment, settings: Settings) -> None:
         raise WireError(f"terms of privacy: the run's noise is {settings.privacy.randomness}, got {terms.randomness}")
     if terms.clip_norm > clip_norm * _ABOUT:
         raise WireError(f"terms of privacy: the run's clip norm is {clip_norm:g}, got {terms.clip_norm:g}")
+    if terms.delta != settings.privacy.delta:
+        raise WireError(f"terms of privacy: the run's delta is {settings.privacy.delta:g}, got {terms.delta:g}")
+    if terms.popularity_norm != settings.privacy.popularity_norm:
+        raise WireError(
+            f"terms of privacy: the run's norm of item counts is {settings.privacy.popularity_norm:g}, got "
+            f"{terms.popularity_norm:g}"
+        )
     noise = settings.privacy.noise_multiplier
+    if terms.popularity_noise:  # 0: item counts never leave the node
+        try:
+            counts_noise = popularity_noise_of(settings)
+        except MetaRecError as error:
+            raise WireError(f"terms of privacy: {error}") from error
+        if not counts_noise / _ABOUT <= terms.popularity_noise <= counts_noise * _ABOUT:
+            raise WireError(
+                f"terms of privacy: the run's noise of item counts is {counts_noise:g}, got {terms.popularity_noise:g}"
+            )
     if not noise and terms.randomness == "simulated":
         return  # solved for all users of the simulation, which one node does not know
     try:

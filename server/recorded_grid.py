@@ -1,12 +1,24 @@
 """A grid that knows where failures are written, so that whoever reads its replies can."""
 
-from collections.abc import Iterable
+import logging
+import time
+from collections.abc import Iterable, Iterator
 
-from flwr.app import Message, RecordDict
+import httpx
+from flwr.app import Error, Message, Metadata, RecordDict
+from flwr.app.message.message import make_message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
 from flwr.supercore.run import Run
 
-from server.failures import FailureLog
+from metarec_shared.errors import MetaRecError
+from server.failures import FailureLog, one_line
+
+GONE = (OSError, httpx.HTTPError)
+"""What a grid raises that cannot be reached: no reply is to blame."""
+
+logger = logging.getLogger(__name__)
 
 
 class RecordedGrid(Grid):
@@ -50,9 +62,55 @@ class RecordedGrid(Grid):
         return self._grid.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pull the replies to messages."""
-        return self._grid.pull_messages(message_ids)
+        """Pull the replies to messages; one that cannot be read is an error of its node, and the others still count.
+
+        Flower's grids read all replies at once and say nothing of which of them they failed at.
+        """
+        if self.folds_replies:
+            return self._grid.pull_messages(message_ids)
+        identifiers = list(message_ids)
+        try:
+            return self._grid.pull_messages(identifiers)
+        except (*GONE, MetaRecError):
+            raise
+        except Exception as error:  # whatever reading anybody's bytes may raise
+            logger.warning("a reply cannot be read, all are pulled one by one: %s", one_line(repr(error)))
+            return self._pulled_singly(identifiers)
+
+    def _pulled_singly(self, identifiers: list[str]) -> Iterator[Message]:
+        """Yield replies, an error in place of each that cannot be read; raise where of several none can be."""
+        unread: dict[str, Exception] = {}
+        for identifier in identifiers:
+            try:
+                replies = list(self._grid.pull_messages([identifier]))
+            except (*GONE, MetaRecError):
+                raise
+            except Exception as error:
+                unread[identifier] = error
+                continue
+            yield from replies
+        if len(unread) == len(identifiers) > 1:
+            raise next(iter(unread.values()))
+        for identifier, cause in unread.items():
+            yield _unreadable(identifier, cause)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push messages and return their replies."""
         return self._grid.send_and_receive(messages, timeout=timeout)
+
+
+def _unreadable(identifier: str, error: Exception) -> Message:
+    """Return what stands for the reply to a message that could not be read; whose it is, is known by the message."""
+    metadata = Metadata(
+        run_id=0,
+        message_id="",
+        src_node_id=0,
+        dst_node_id=0,
+        message_type=SYSTEM_MESSAGE_TYPE,
+        group_id="",
+        ttl=0,
+        reply_to_message_id=identifier,
+        created_at=time.time(),
+    )
+    reason = f"the reply cannot be read: {one_line(repr(error))}"
+    return make_message(metadata=metadata, error=Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))

@@ -46,6 +46,7 @@ class ResumePoint:
         optimizer: State of the outer optimizer.
         best: The best round so far; its parameters stand in the run's checkpoint.
         roster: Fingerprint of the nodes and their data.
+        nodes: How many nodes these are.
         items: Fingerprint of the items and their text vectors.
         settings: The run's settings.
     """
@@ -56,6 +57,7 @@ class ResumePoint:
     optimizer: dict[str, Tensor]
     best: Best
     roster: str
+    nodes: int
     items: str
     settings: Settings
 
@@ -69,10 +71,25 @@ def save_resume_point(point: ResumePoint, folder: Path) -> None:
         "round": point.round_number,
         "best": {"round": point.best.round_number, "value": point.best.value, "stale": point.best.stale},
         "roster": point.roster,
+        "nodes": point.nodes,
         "items": point.items,
         "settings": json.loads(point.settings.to_json()),
     }
     save_tensors(folder / RESUME_FILE, tensors, description)
+
+
+def nodes_of_resume_point(folder: Path, settings: Settings) -> int:
+    """Return how many nodes a run with these ``settings`` had; 0 where its resume point does not say.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or it was made with other settings.
+    """
+    path = folder / RESUME_FILE
+    _, description = load_tensors(path)
+    if "settings" not in description:
+        raise CheckpointError(f"{path}: not a point to resume from")
+    _check_settings(path, flatten(description["settings"], str(path)), settings)
+    return int(description.get("nodes", 0))
 
 
 def load_resume_point(folder: Path, settings: Settings, roster: str, items: str) -> ResumePoint:
@@ -98,6 +115,7 @@ def load_resume_point(folder: Path, settings: Settings, roster: str, items: str)
         optimizer=tensors_below(tensors, "optimizer/"),
         best=Best(round_number=best["round"], value=best["value"], stale=best["stale"]),
         roster=roster,
+        nodes=description.get("nodes", 0),
         items=items,
         settings=settings,
     )

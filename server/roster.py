@@ -155,6 +155,11 @@ class Roster:
             training=Members(nodes=self.training.nodes[left], users=self.training.users[left]),
         )
 
+    @property
+    def size(self) -> int:
+        """How many nodes hold users in either role."""
+        return len(np.union1d(self.training.nodes, self.validation.nodes))
+
     def place_of(self, node: int) -> int | None:
         """Return the place among ``training`` of a node by Flower's id; None where it is not there."""
         places = np.flatnonzero(self.training.nodes == np.uint64(node))

@@ -170,16 +170,25 @@ def participations(mode: Mode, rounds: int, cohort: int, users: int) -> int:
     return math.ceil(rounds * min(cohort, users) / users) if mode == "local" and users else rounds
 
 
+def popularity_noise_of(settings: Settings) -> float:
+    """Return the noise multiplier of item counts that a run asks for, the same at every node; 0: none are released.
+
+    Raises:
+        PrivacyError: No noise keeps the share of the budget.
+    """
+    privacy = settings.privacy
+    if privacy.mode == "local":
+        return 0.0
+    if privacy.popularity_noise or not 0.0 < privacy.epsilon < math.inf or not privacy.popularity_share:
+        return privacy.popularity_noise
+    return _solved(privacy.epsilon * privacy.popularity_share, privacy.delta / 10, 1.0, 1)
+
+
 def _noise(settings: Settings, rate: float, releases: int) -> tuple[float, float]:
     """Return the noise multipliers of item counts and of meta-updates."""
     privacy = settings.privacy
-    popularity = privacy.popularity_noise
-    finite = 0.0 < privacy.epsilon < math.inf
-    if privacy.mode == "local":
-        popularity = 0.0
-    elif not popularity and finite and privacy.popularity_share:
-        popularity = _solved(privacy.epsilon * privacy.popularity_share, privacy.delta / 10, 1.0, 1)
-    if privacy.noise_multiplier or not finite:
+    popularity = popularity_noise_of(settings)
+    if privacy.noise_multiplier or not 0.0 < privacy.epsilon < math.inf:
         return popularity, privacy.noise_multiplier
     fixed = [Mechanism(name=POPULARITY, noise_multiplier=popularity, sampling_rate=1.0)] if popularity else []
     return popularity, _solved(privacy.epsilon, privacy.delta, rate, releases, tuple(fixed))

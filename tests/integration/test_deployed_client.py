@@ -350,7 +350,7 @@ def test_a_site_that_protects_nobody_says_so_in_its_own_file(site: Path) -> None
     assert Settings().privacy.mode == "none"
 
 
-@pytest.mark.parametrize(("weight", "taken"), [(0.0, True), (18.0, True), (30.0, False)])
+@pytest.mark.parametrize(("weight", "taken"), [(0.0, True), (18.0, True), (6.0, True), (5.0, False), (30.0, False)])
 def test_the_server_takes_what_a_site_sends_and_not_a_multiple_of_it(site: Path, weight: float, taken: bool) -> None:
     (site / "privacy.toml").write_text(FILE + f"weight = {weight}\n")
     settings = small_settings(**RUN)
@@ -365,7 +365,7 @@ def test_the_server_takes_what_a_site_sends_and_not_a_multiple_of_it(site: Path,
         check = UpdateCheck(settings=settings, roster=roster, sampling_rate=0.1, parameters=numbers)
         if not taken:
             with pytest.raises(
-                WireError, match="meta-update of site-1: weight must be above 0, at most 24, twice the "
+                WireError, match="meta-update of site-1: weight must be from 6 to 24, half to twice the "
             ):
                 check.check(update, 5)
             continue

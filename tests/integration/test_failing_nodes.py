@@ -108,6 +108,32 @@ def test_a_run_that_is_resumed_keeps_the_failures_before_it(tmp_path: Path) -> N
     ]  # fmt: skip
 
 
+class ReturningGrid(InProcessGrid):
+    """Two of three nodes are connected until they were counted ``late`` times."""
+
+    late = 2
+
+    def get_node_ids(self) -> Iterable[int]:
+        self.late -= 1
+        return [1, 2, 3][: 2 if self.late >= 0 else 3]
+
+
+@pytest.mark.parametrize("late", [2, 1000])
+def test_a_run_that_is_resumed_waits_for_all_nodes_that_it_had(tmp_path: Path, late: int) -> None:
+    values = THREE | {"federation__min_nodes": 2, "federation__rounds": 2, "federation__round_timeout": 5.0}
+    settings = small_settings(run__out=str(tmp_path), **values)
+    run(settings, make_grid(settings, fold=False))
+    again = small_settings(run__out=str(tmp_path), run__resume=True, **values)
+    grid = make_grid(again, fold=False, kind=ReturningGrid)
+    grid.late = late  # type: ignore[attr-defined]
+    if late == 2:
+        run(again, grid)
+        return
+    with pytest.raises(FederationError, match="needs the same nodes: there were 3, and 2 are connected after 5 s"):
+        run(again, grid)
+    assert not grid._waiting
+
+
 def test_a_node_that_enrolls_as_another_is_no_node(tmp_path: Path) -> None:
     class MistakenGrid(InProcessGrid):
         def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

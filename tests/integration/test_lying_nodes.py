@@ -90,8 +90,9 @@ SITES_SHORT = SITES | {"federation__rounds": 3}
     ("values", "lie", "cause"),
     [
         (SITES_SHORT, scaled(100.0), "norm .* is above .*, the most that clip norm, weight and noise can give"),
-        (SITES_SHORT, weighing(2.5), "weight must be above 0, at most .*, twice the users it expects to draw of the"),
-        (SITES_SHORT, weighing(0.0), "weight must be above 0"),
+        (SITES_SHORT, weighing(2.5), "weight must be from .* to .*, half to twice the users it expects to draw of the"),
+        (SITES_SHORT, weighing(0.0), "weight must be from"),
+        (SITES_SHORT, weighing(0.4), "weight must be from"),
         (PLAIN, scaled(100.0), "norm .* is above .*, the most that clip norm and weight can give"),
         (
             PLAIN,
@@ -158,6 +159,10 @@ def test_without_a_clip_norm_there_is_no_bound(tmp_path: Path) -> None:
         ({"noise_multiplier": 50.0}, "terms of privacy: the run's noise multiplier is 1, got 50"),
         ({"mode": "local"}, "terms of privacy: the run's mode is site, got local"),
         ({"randomness": "secure"}, "terms of privacy: the run's noise is simulated, got secure"),
+        ({"delta": 0.0}, "terms of privacy: the run's delta is 1e-05, got 0"),
+        ({"popularity_norm": 1e300}, "terms of privacy: the run's norm of item counts is 10, got 1e+300"),
+        ({"popularity_noise": 1e-300}, "terms of privacy: the run's noise of item counts is 5, got 1e-300"),
+        ({"popularity_noise": 1.7e308}, "terms of privacy: the run's noise of item counts is 5, got 1.7e+308"),
     ],
 )
 def test_a_node_whose_terms_would_raise_its_bound_does_not_enroll(
@@ -216,6 +221,32 @@ def test_robust_rules_work_under_the_noise_of_sites(tmp_path: Path) -> None:
     settings = small_settings(run__out=str(tmp_path), **values)
     run(settings, lying(settings, lambda update: update))
     assert [line["nodes"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("rule", ["median", "krum"])
+def test_a_weight_near_zero_makes_no_robust_rule_anything_but_finite(tmp_path: Path, rule: str) -> None:
+    values = SITES_SHORT | {"federation__aggregation": rule, "federation__min_nodes": 3, "federation__byzantine": 0}
+    values |= {"federation__nodes": 4, "generator__users": 640}
+    settings = small_settings(run__out=str(tmp_path), federation__max_failures=0.5, **values)
+    run(settings, lying(settings, lambda update: replace(scaled(0.0)(update), weight=1e-300)))
+    assert len(causes_of(tmp_path)) == 3
+    assert all(value.isfinite().all() for value in load_checkpoint(tmp_path).parameters.values())
+
+
+def test_updates_without_a_bound_that_add_up_to_no_number_stop_the_run_before_its_step(tmp_path: Path) -> None:
+    settings = small_settings(run__out=str(tmp_path), **PLAIN | {"federation__clip_norm": 0.0})
+
+    class HugeGrid(InProcessGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            for reply in super().pull_messages(message_ids):
+                if reply.metadata.message_type == "train":
+                    gradients = wire.unpack_parameters(reply.content.array_records["arrays"])
+                    huge = {name: torch.full_like(value, 3e38) for name, value in gradients.items()}
+                    reply.content["arrays"] = wire.pack_parameters(huge)
+                yield reply
+
+    with pytest.raises(FederationError, match="round 1: the meta-updates of 7 nodes make no finite gradient"):
+        run(settings, make_grid(settings, fold=False, kind=HugeGrid))
 
 
 def test_a_robust_rule_is_refused_before_anybody_is_asked_where_replies_fold(tmp_path: Path) -> None:

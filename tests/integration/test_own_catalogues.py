@@ -40,6 +40,7 @@ class SitesGrid(InProcessGrid):
     configs: dict[int, dict[str, Any]]
     settings: Settings
     travelled: set[str]
+    last_round = 1000
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.configs)
@@ -50,6 +51,8 @@ class SitesGrid(InProcessGrid):
             if question is None:
                 continue
             assert isinstance(question, Message)
+            if question.metadata.group_id.isdigit() and int(question.metadata.group_id) > self.last_round:
+                raise KeyboardInterrupt
             self.travelled |= names_in(question.content)
             node = question.metadata.dst_node_id
             run_config = run_configuration(self.settings)
@@ -207,6 +210,24 @@ def test_a_site_that_protects_its_users_keeps_no_bias_of_them(settings: Settings
     assert not learner_of(private, config).model.item_bias.any()
     mechanisms = [one.mechanism.name for one in Ledger.open(*files).releases()]
     assert mechanisms == ["meta-update", "meta-update"], "item counts are not asked for"
+
+
+def test_a_run_is_resumed_with_other_items_at_the_server(
+    settings: Settings, sites: dict[int, dict[str, Any]], tmp_path: Path
+) -> None:
+    short = settings.with_values({"federation.rounds": 2, "federation.evaluate-every": 2}, "test")
+    grid = grid_of(short, sites)
+    grid.last_round = 1
+    with pytest.raises(KeyboardInterrupt):
+        run_federation(grid, short)
+    items = tmp_path / "server" / "items.csv"
+    items.write_text(items.read_text() + "d,grey sofa\ne,green bench\n")
+    again = short.with_values({"run.resume": True}, "test")
+    grid = grid_of(again, sites)
+    run_federation(grid, again)
+    assert "item_bias" not in grid.travelled
+    checkpoint = load_checkpoint(tmp_path / "run")
+    assert len(checkpoint.items.positions) == len(checkpoint.parameters["item_bias"]) == 5
 
 
 def test_sites_with_another_text_encoder_are_refused(

@@ -1,6 +1,7 @@
 """What a rule of aggregation makes of the updates of a round, against NumPy, SciPy and the definition of Krum."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import trim_mean
 
-from metarec_shared.errors import FederationError, SettingsError
+from metarec_shared.errors import FederationError, SettingsError, WireError
 from metarec_shared.exchange import MetaUpdate, Parameters
 from metarec_shared.settings import FederationSettings
 from server.aggregation import aggregation_of, check_folding
@@ -109,6 +110,18 @@ def test_a_node_without_weight_has_no_vote() -> None:
     nobody = MetaUpdate(gradients=LIKE, weight=0.0, loss=None, users=None, nodes=1)
     found = aggregated([*given, nobody], FederationSettings(aggregation="median"))
     np.testing.assert_allclose(found, np.median(means, axis=0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed-mean", "krum"])
+def test_a_vote_that_is_not_finite_is_refused_and_a_tiny_weight_alone_makes_none(rule: str) -> None:
+    given, _ = updates(6)
+    aggregation = aggregation_of(FederationSettings(aggregation=rule), LIKE)  # type: ignore[arg-type]
+    for update in given:
+        aggregation.add(update)
+    aggregation.add(MetaUpdate(gradients=LIKE, weight=1e-300, loss=None, users=None, nodes=1))
+    with pytest.raises(WireError, match="meta-update over its weight, 1e-300, holds a value that is not finite"):
+        aggregation.add(replace(an_update(np.ones(27), 1.0), weight=1e-300))
+    assert all(value.isfinite().all() for value in aggregation.gradient(lambda sums: sums).values())
 
 
 @pytest.mark.parametrize(

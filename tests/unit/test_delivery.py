@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
@@ -16,7 +17,7 @@ from client.data_source import load_learner
 from client.node import Nodes
 from metarec_shared import wire
 from metarec_shared.broadcast import Broadcast
-from metarec_shared.errors import AlreadyAnswered, Refusal
+from metarec_shared.errors import AlreadyAnswered, FederationError, Refusal
 from metarec_shared.exchange import TrainRequest
 from metarec_shared.sources import load_item_features
 from server.delivery import CLOCK_SLACK, MOST_IN_FLIGHT, REFILL, Tally, deliver
@@ -363,3 +364,59 @@ def test_a_message_is_void_some_time_after_nobody_waits_for_its_answer() -> None
     grid = KeepingGrid()
     list(deliver(grid, Broadcast(content=RecordDict(), nodes=[7], kind="train"), timeout=0.05))
     assert [message.metadata.ttl for message in grid.kept] == [0.05 + CLOCK_SLACK]
+
+
+class UnreadableGrid(InProcessGrid):
+    """Reads all replies at once, as Flower's grids do, and raises where one is of a node whose replies are no message.
+
+    What it has read before stays, so that nothing is lost by a second pull.
+    """
+
+    broken: Sequence[int] = ()
+    error: Exception = ValueError("no such object")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        identifiers = list(message_ids)
+        for identifier in identifiers:
+            question = self._waiting.get(identifier)
+            if isinstance(question, Message) and question.metadata.dst_node_id in self.broken:
+                raise self.error
+        return list(super().pull_messages(identifiers))
+
+
+def test_a_reply_that_cannot_be_read_is_its_nodes_failure_and_the_others_count(tmp_path: Path) -> None:
+    grid = a_grid(UnreadableGrid, nodes=7)
+    grid.broken = [3]  # type: ignore[attr-defined]
+    recorded = RecordedGrid(grid, FailureLog(tmp_path))
+    tally = Tally(sent=7)
+    replies = deliver(recorded, Broadcast(content=a_question(), nodes=range(1, 8), kind="train"), timeout=9.0)
+    assert len(list(tally.read(replies, lambda content: content))) == 6
+    assert (tally.answered, tally.failures) == (6, 1)
+    (line,) = (tmp_path / FAILURES_FILE).read_text().splitlines()
+    assert json.loads(line)["node"] == "3"
+    assert json.loads(line)["cause"] == "the reply cannot be read: ValueError('no such object')"
+
+
+def test_the_only_reply_that_is_left_may_be_one_that_cannot_be_read(tmp_path: Path) -> None:
+    grid = a_grid(UnreadableGrid)
+    grid.broken = [3]  # type: ignore[attr-defined]
+    recorded = RecordedGrid(grid, FailureLog(tmp_path))
+    (reply,) = deliver(recorded, Broadcast(content=a_question(), nodes=[3], kind="train"), timeout=9.0)
+    assert reply.has_error()
+
+
+@pytest.mark.parametrize(
+    ("broken", "error"),
+    [
+        ([1, 2, 3], ValueError("closed")),
+        ([2], ConnectionRefusedError("nobody listens")),
+        ([2], httpx.ConnectError("nobody listens")),
+        ([2], FederationError("enough")),
+    ],
+)
+def test_a_grid_that_is_gone_is_no_nodes_failure(tmp_path: Path, broken: Sequence[int], error: Exception) -> None:
+    grid = a_grid(UnreadableGrid)
+    grid.broken, grid.error = broken, error  # type: ignore[attr-defined]
+    recorded = RecordedGrid(grid, FailureLog(tmp_path))
+    with pytest.raises(type(error), match=str(error)):
+        list(deliver(recorded, Broadcast(content=a_question(), nodes=[1, 2, 3], kind="train"), timeout=9.0))

@@ -136,6 +136,9 @@ def test_a_sum_that_is_none_of_so_many_ratings_is_refused(total: float, count: f
         ({"supports": [1.0, 3.0]}, "cells must be"),
         ({"orders": ["time", "time"], "supports": [3, 3]}, "cells must be"),
         ({"orders": ["time"] * 65, "supports": list(range(1, 66))}, "cells must be"),
+        ({"draws": 0}, "draws must be from 1 to 64, and at most 512 over all cells, got 0 of each of 2"),
+        ({"draws": 65}, "draws must be from 1 to 64, and at most 512 over all cells, got 65 of each of 2"),
+        ({"draws": 9, "orders": ["time"] * 64, "supports": list(range(1, 65))}, "got 9 of each of 64"),
     ],
 )
 def test_an_evaluation_request_whose_scale_or_cells_are_none_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -288,3 +291,16 @@ def test_the_bytes_of_a_message_are_those_of_its_arrays() -> None:
     assert wire.content_bytes(RecordDict({"parameters": wire.pack_parameters(parameters)})) == pytest.approx(
         4000, abs=200
     )
+
+
+@pytest.mark.parametrize(("items", "width", "most"), [(3, 4, "3"), (5000, 4097, "4,096")])
+def test_a_regression_wider_than_the_catalogue_or_than_any_is_refused(items: int, width: int, most: str) -> None:
+    arrays = {
+        "neighbours": torch.zeros(items, width, dtype=torch.int32),
+        "weights": torch.zeros(items, width),
+        "decay": torch.ones(1, dtype=torch.float64),
+    }
+    blends = {"0": torch.zeros(1, 1)}
+    content = RecordDict({"blends": wire.pack_parameters(blends), "regression 0": wire.pack_parameters(arrays)})
+    with pytest.raises(WireError, match=f"must have at most {most} neighbours an item, got {width:,}"):
+        wire.request_additions(content, [("time", 3)], items)
