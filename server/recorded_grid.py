@@ -18,6 +18,9 @@ from server.failures import FailureLog, one_line
 GONE = (OSError, httpx.HTTPError)
 """What a grid raises that cannot be reached: no reply is to blame."""
 
+MOST_SINGLY = 32
+"""Messages whose replies are pulled one by one: each is a request of its own."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -64,11 +67,14 @@ class RecordedGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Pull the replies to messages; one that cannot be read is an error of its node, and the others still count.
 
-        Flower's grids read all replies at once and say nothing of which of them they failed at.
+        Flower's grids read all replies at once, say nothing of which of them they failed at, and have let go of all by
+        then. So replies of few nodes, which may be sites that do not trust each other, are pulled one by one.
         """
         if self.folds_replies:
             return self._grid.pull_messages(message_ids)
         identifiers = list(message_ids)
+        if len(identifiers) <= MOST_SINGLY:
+            return self._pulled_singly(identifiers)
         try:
             return self._grid.pull_messages(identifiers)
         except (*GONE, MetaRecError):

@@ -32,7 +32,7 @@ class Policy:
     )
     users: int = setting(0, "users this node declares: a public constant, never counted from its data", low=0)
     weight: float = setting(
-        0.0, "weight of its replies, a public constant, at most twice users x sampling-rate; 0: that once", low=0
+        0.0, "weight of its replies, a public constant, half to twice users x sampling-rate; 0: that once", low=0
     )
     clip_norm: float = setting(1.0, "highest clip norm", low=1e-6)
     noise_multiplier: float = setting(1.0, "lowest noise multiplier of meta-updates", low=1e-6)
