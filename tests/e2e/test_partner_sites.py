@@ -164,7 +164,7 @@ def test_a_server_that_is_killed_in_a_round_goes_on_to_the_same_parameters(
 
 def test_a_site_that_is_killed_in_a_round_is_missed_and_comes_back(running: Federation) -> None:
     folder, victim = running.home / "runs" / "absent", SITES[1]
-    values = {"federation__round_timeout": 45.0, "regression__enabled": False, "federation__min_nodes": 2}
+    values = {"regression__enabled": False, "federation__min_nodes": 2}
     arguments = ["--name", "absent", "--rounds", "6", *options(**values), "--detach"]
     ok(running.command("server", "run", running.home, *arguments))
     wait_until(lambda: lines_of(folder / "metrics.jsonl") >= 1, "a round")
