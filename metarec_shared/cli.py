@@ -55,13 +55,13 @@ def metarec() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command line; return its exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run a command line; return its exit code: 0, 1 where a command says no, 2 for bad input, 130 when interrupted."""
     debug = "--debug" in arguments
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "urllib3", "filelock", "matplotlib", "h5py", "flwr"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        metarec.main([a for a in arguments if a != "--debug"], prog_name="metarec", standalone_mode=False)
+        code = metarec.main([a for a in arguments if a != "--debug"], prog_name="metarec", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -71,9 +71,7 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         sys.stderr.write(f"metarec: {INTERRUPTION}\n")
         return INTERRUPTED
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    return 0
+    return code if isinstance(code, int) else 0  # what a command exits with is what click returns here
 
 
 def _show(error: Exception, debug: bool) -> None:

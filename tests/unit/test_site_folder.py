@@ -25,6 +25,7 @@ from client.site.folder import load_site
 from client.site.keys import read_key
 from client.site.setup import init_site
 from client.site.templates import ledger_command, privacy_text
+from metarec_shared.cli import run as metarec
 from metarec_shared.errors import MetaRecError, PrivacyError, SettingsError, TrustError
 from metarec_shared.invitation import content_hash, file_hash, key_fingerprint
 from tests.certificates import Authority
@@ -343,3 +344,4 @@ def test_a_site_that_is_not_connected_says_so_to_a_health_check(tmp_path: Path, 
     site = make_site(tmp_path / "site", invitation)
     said = run("status", site.folder, "--quiet")
     assert (said.exit_code, said.output) == (1, "")
+    assert metarec(["site", "status", str(site.folder), "--quiet"]) == 1, "what `metarec` itself exits with"
