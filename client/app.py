@@ -48,7 +48,7 @@ def _load(message: Message, context: Context) -> tuple[Learner | RatingLearner, 
     learner = load_target(settings)
     guard = site_guard(policy, path, settings, learner.released, str(context.run_id))
     node = load_node(settings, context.node_config, context.node_id, guard)
-    if isinstance(learner, Learner) and settings.federation.catalogues == "own":
+    if isinstance(learner, Learner) and settings.federation.own_catalogues:
         learner.keep_bias(node)
     return learner, node
 
@@ -66,13 +66,13 @@ def answer(learner: Learner | RatingLearner, nodes: Nodes, content: RecordDict, 
         case "query":
             request = wire.unpack_request(EnrollmentRequest, content)
             learner.check_catalogue(request.catalogue)
-            ratings, own = isinstance(learner, RatingLearner), learner.settings.federation.catalogues == "own"
+            ratings, own = isinstance(learner, RatingLearner), learner.settings.federation.own_catalogues
             items, popularity = (0, False) if own else (learner.items, request.popularity)
             return wire.pack_enrollment(enroll(nodes, items, popularity=popularity, ratings=ratings))
         case "query.moments":
             wanted = wire.unpack_request(MomentsRequest, content)
             learner.check_catalogue(wanted.catalogue)
-            if learner.settings.federation.catalogues == "own":
+            if learner.settings.federation.own_catalogues:
                 raise NodeError("moments of tasks have a row an item, and this run is of nodes with items of their own")
             if isinstance(learner, RatingLearner):
                 raise NodeError("second moments are for model.target = ranking, got rating")

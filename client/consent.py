@@ -56,7 +56,7 @@ def check_own_items(node_config: NodeConfig, settings: Settings) -> None:
     Raises:
         Refusal: The run wants all nodes to know the same items.
     """
-    if node_config.get("own-catalogue", False) and settings.federation.catalogues != "own":
+    if node_config.get("own-catalogue", False) and not settings.federation.own_catalogues:
         raise Refusal(
             "the items here are this site's own: federation.catalogues must be own, the run's is "
             f"{settings.federation.catalogues}"

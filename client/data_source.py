@@ -99,7 +99,7 @@ def simulated_nodes(settings: Settings, count: int, places: NDArray[np.int64], n
         places: Which of them, from 0.
         node_ids: Flower's ids of these.
     """
-    if settings.federation.catalogues == "own":
+    if settings.federation.own_catalogues:
         raise NodeError("federation.catalogues = own is for deployed sites: simulated nodes all have the run's items")
     users, offsets = load_partition(settings, count).of_all(places)
     return Nodes(

@@ -71,7 +71,7 @@ def released_names(settings: Settings, names: Iterable[str]) -> tuple[str, ...]:
         names = tuple(name for name in names if name != MEAN)
     if settings.federation.lora_rank:
         names = tuple(name for name in names if not is_frozen(name))
-    if settings.federation.catalogues == "own":
+    if settings.federation.own_catalogues:
         names = tuple(name for name in names if name != ITEM_BIAS)
     if wanted == ["all"]:
         return names
@@ -91,7 +91,7 @@ def travelling_names(settings: Settings, names: Iterable[str]) -> tuple[str, ...
     From a warm start nodes cannot draw the others by themselves, so all are sent.
     """
     names = tuple(names)
-    stay = {ITEM_BIAS} if settings.federation.catalogues == "own" else set()
+    stay = {ITEM_BIAS} if settings.federation.own_catalogues else set()
     if settings.run.init:
         return tuple(name for name in names if name not in stay)
     released = set(released_names(settings, names)) | ENROLLED - stay

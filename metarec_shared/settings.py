@@ -333,6 +333,11 @@ class FederationSettings:
     byzantine: int = setting(1, "krum: nodes that may lie, f of at least 2 f + 3 that answer", low=0)
 
     @property
+    def own_catalogues(self) -> bool:
+        """Whether every node has items of its own."""
+        return self.catalogues == "own"
+
+    @property
     def fewest_updates(self) -> int:
         """Updates below which the aggregation rule means nothing: one node of a few outvotes or is all of the rest."""
         match self.aggregation:

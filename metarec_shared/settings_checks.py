@@ -105,7 +105,7 @@ def _check_aggregation(settings: "Settings", source: str) -> None:
 
 def _check_catalogues(settings: "Settings", source: str) -> None:
     """Refuse what has a row an item where nodes have different items."""
-    if settings.federation.catalogues == "one":
+    if not settings.federation.own_catalogues:
         return
     wanted: tuple[tuple[str, object, object], ...] = (
         ("model.item-ids", settings.model.item_ids, False),

@@ -53,7 +53,7 @@ def load_item_features(settings: Settings, *, progress: bool = False) -> ItemFea
     Raises:
         MetaRecError: The catalogue or the text encoder cannot be used.
     """
-    items, own = training_items(settings, load_catalogue(settings)), settings.federation.catalogues == "own"
+    items, own = training_items(settings, load_catalogue(settings)), settings.federation.own_catalogues
     features = catalogue_features(items.catalogue, settings, progress=progress)
     return ItemFeatures(items=items, features=features, own=own)
 

@@ -84,8 +84,9 @@ def run_federation(grid: Grid, settings: Settings, observers: Sequence[Tracker] 
     releases = Releases(folder)
     guarded = settings.privacy.mode != "none"
     ranks = settings.model.target == "ranking"
-    one = settings.federation.catalogues == "one"
-    popularity = ranks and one and not (guarded and settings.run.resume)  # once: every answer costs nodes' budget
+    popularity = (
+        ranks and not public.own and not (guarded and settings.run.resume)
+    )  # once: every answer costs nodes' budget
     if guarded and popularity:
         releases.count(POPULARITY)
     failures = FailureLog(folder, resume=settings.run.resume)
@@ -105,7 +106,7 @@ def run_federation(grid: Grid, settings: Settings, observers: Sequence[Tracker] 
     if settings.run.resume:
         point = load_resume_point(folder, settings, roster.fingerprint, public.fingerprint)
         optimizer.load(point.parameters, point.optimizer)
-        restored = {name: value for name, value in point.untrained.items() if one or name != ITEM_BIAS}
+        restored = {name: value for name, value in point.untrained.items() if not public.own or name != ITEM_BIAS}
         untrained = untrained | restored
         sent |= {name: value for name, value in restored.items() if name in travelling}
         best, done = point.best, point.round_number
@@ -262,7 +263,7 @@ def initial_parameters(settings: Settings, public: ItemFeatures, roster: Roster)
     else:
         model = initial_model(settings, public.text)
         parameters = {name: value.detach() for name, value in model.named_parameters()}
-    if settings.federation.catalogues == "own":  # nobody has this bias but the server, which ranks for nobody
+    if public.own:  # nobody has this bias but the server, which ranks for nobody
         parameters[ITEM_BIAS] = torch.zeros(len(public.items.positions))
     elif roster.item_counts.any() or not settings.run.init:
         parameters[ITEM_BIAS] = torch.from_numpy(roster.log_popularity())

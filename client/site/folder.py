@@ -14,7 +14,6 @@ SETTINGS_FILE = "site.toml"
 EXCLUDED_FILE = "excluded.txt"
 STATE_FOLDER = "state"
 
-_NAME = SITE_NAME
 _SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})")
 
 
@@ -166,7 +165,7 @@ def load_site(folder: Path) -> Site:
 
 def check_name(name: str, source: str) -> None:
     """Raise a SettingsError if a site cannot be called so."""
-    if not _NAME.fullmatch(name):
+    if not SITE_NAME.fullmatch(name):
         raise SettingsError(f"{source}: a site's name is 1 to 63 letters, digits and hyphens, got {name!r}")
 
 

@@ -36,14 +36,13 @@ def init(
         "names": names,
         "text-encoder": text_encoder,
     }
-    home, until = initialize(folder, given)
+    _, until = initialize(folder, given)
     typer.echo(f"made {folder}; the server's certificate is valid until {until:%Y-%m-%d}")
     if catalogue is not None:
         publish(folder, catalogue)
     else:
         typer.echo(f"next: metarec server publish {folder} --catalogue FOLDER")
     typer.echo(f"then: metarec server start {folder}")
-    assert home.settings_file.exists()
 
 
 @server_app.command()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.certificates import Authority
-from tests.e2e.processes import BIN, alive, environment, wait_until
+from tests.e2e.processes import BIN, alive, environment, free_ports, wait_until
 
 SITE = (sys.executable, "-c", "from client.site.cli import site_app; site_app()")
 
@@ -31,17 +31,10 @@ class Link:
     authority: Authority
 
 
-def free_port() -> int:
-    """Return a port that nobody uses at the moment."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 @contextmanager
 def superlink(folder: Path) -> Iterator[Link]:
     """Start a SuperLink with its state in ``folder``; all processes with its mark are gone afterwards."""
-    authority, port = Authority.new(), free_port()
+    authority, port = Authority.new(), free_ports(1)[0]
     root = authority.write(folder / "ca.crt")
     certificate, key = authority.server(folder / "tls")
     home = folder / "flwr"

@@ -15,21 +15,9 @@ import numpy as np
 import pandas as pd
 
 from metarec_shared.partition import partition_users
-from tests.e2e.processes import alive, environment, metarec, started, wait_until
+from tests.e2e.processes import alive, environment, free_ports, metarec, started, wait_until
 
 ITEMS = 40
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def write_data(folder: Path, users: int, sites: int, seed: int = 0) -> list[pd.DataFrame]:

@@ -20,8 +20,8 @@ from sqlalchemy import create_engine
 from client.privacy.ledger import Ledger
 from metarec_shared.toml_text import toml_value
 from tests.e2e.comparison import assert_close_runs
-from tests.e2e.partner_sites import Federation, federation, free_ports, ok, write_data
-from tests.e2e.processes import lines_of, started, wait_until
+from tests.e2e.partner_sites import Federation, federation, ok, write_data
+from tests.e2e.processes import free_ports, lines_of, started, wait_until
 from tests.postgres import new_database, postgres, read_only_role
 from tests.small import SMALL_RUN
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.partner_sites import free_ports
-from tests.e2e.processes import alive, environment, wait_until
+from tests.e2e.processes import alive, environment, free_ports, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")]
 

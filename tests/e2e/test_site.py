@@ -16,8 +16,8 @@ from client.site.folder import Site
 from client.site.keys import read_key
 from client.site.status import Status, read_status
 from metarec_shared.bundle import write_app
-from tests.e2e.deployment import SITE, Link, flwr, free_port, site_command, superlink
-from tests.e2e.processes import alive, wait_until
+from tests.e2e.deployment import SITE, Link, flwr, site_command, superlink
+from tests.e2e.processes import alive, free_ports, wait_until
 from tests.sites import make_invitation, make_site
 from tests.small import SMALL_RUN
 
@@ -51,7 +51,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, link: Link) -> Site:
     )
     made = make_site(folder / "site", invitation)
     text = (made.folder / "site.toml").read_text()
-    (made.folder / "site.toml").write_text(text.replace("port = 9094", f"port = {free_port()}", 1))
+    (made.folder / "site.toml").write_text(text.replace("port = 9094", f"port = {free_ports(1)[0]}", 1))
     (made.folder / "site.toml").chmod(0o600)
     return made
 
