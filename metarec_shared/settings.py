@@ -215,7 +215,7 @@ class RegressionSettings:
     decay: float = setting(
         0.8, "in time order: what an interaction counts for over one that is nearer by one", low=0.01, high=0.95
     )
-    neighbours: int = setting(200, "weights kept of each support item", low=1)
+    neighbours: int = setting(200, "weights kept of each support item", low=1, high=4096)
     most_items: int = setting(8192, "items it is solved for at most, the most frequent ones", low=1)
     by_text: bool = setting(True, "predict from their text the weights of items that training does not know")
     text_kernel: float = setting(
@@ -395,7 +395,7 @@ class EvaluationSettings:
     query: int = setting(10, "query items, those that follow the support set", low=1)
     k: int = setting(10, "cut-off of the ranking metrics", low=1)
     validation_draws: int = setting(
-        4, "random orders a validation user is judged in, so that less chance selects", low=1
+        4, "random orders a validation user is judged in, so that less chance selects", low=1, high=64
     )
     users: int = setting(
         10_000, "validation users, and test users, that are judged at most: the same ones every time", low=1

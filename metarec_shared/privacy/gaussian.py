@@ -34,6 +34,9 @@ _DRAWS = 4
 _GRID_BITS = 16
 """Noised values are multiples of the largest power of two that is not above their deviation / 2**16."""
 
+_FINEST = -880
+"""Exponent of the finest step: any single-precision value over 2**-880 is still a double."""
+
 
 class Noise:
     """A source of Gaussian noise and of coins.
@@ -167,5 +170,5 @@ def bounded_counts(
 def _on_grid(values: NDArray[np.float64], deviation: float) -> NDArray[np.float64]:
     if not 0.0 < deviation < math.inf:
         return values
-    step = 2.0 ** math.floor(math.log2(deviation) - _GRID_BITS)
+    step = 2.0 ** max(math.floor(math.log2(deviation) - _GRID_BITS), _FINEST)
     return np.rint(values / step) * step

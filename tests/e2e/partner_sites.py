@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,10 +15,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from client.privacy.ledger import Ledger
 from metarec_shared.partition import partition_users
+from metarec_shared.toml_text import toml_value
 from tests.e2e.processes import alive, environment, free_ports, metarec, started, wait_until
+from tests.small import SMALL_RUN
 
 ITEMS = 40
+
+SETTINGS = {
+    key: value for key, value in SMALL_RUN.items() if not key.startswith("generator.") and key != "federation.rounds"
+} | {"federation.cohort": 60, "federation.round-timeout": 120.0, "federation.evaluate-every": 5}
+
+
+def options(**values: str | float | bool) -> list[str]:
+    changes = {key.replace("__", ".").replace("_", "-"): value for key, value in values.items()}
+    return [part for key, value in {**SETTINGS, **changes}.items() for part in ("--set", f"{key}={toml_value(value)}")]
 
 
 def write_data(folder: Path, users: int, sites: int, seed: int = 0) -> list[pd.DataFrame]:
@@ -68,10 +81,10 @@ class Federation:
         """Return the log of what was started under a name."""
         return self.root / f"{name}.log"
 
-    def start(self, name: str) -> None:
-        """Start the server (``server``) or a site."""
+    def start(self, name: str, **more: str) -> None:
+        """Start the server (``server``) or a site, with ``more`` in its environment."""
         arguments = ("server", "start", self.home) if name == "server" else ("site", "start", self.sites[name])
-        process = self._stack.enter_context(started(*arguments, env=self.env, log=self.log(name)))
+        process = self._stack.enter_context(started(*arguments, env={**self.env, **more}, log=self.log(name)))
         self.processes[name] = process
 
     def start_server(self) -> None:
@@ -125,3 +138,55 @@ def federation(root: Path, **more: str) -> Iterator[Federation]:
         made.close()
         for process in alive(env):
             os.kill(process, signal.SIGKILL)
+
+
+def make_site(made: Federation, name: str, mode: str = "none") -> None:
+    """Make a site's folder from the coordinator's invitation, with a port of its own, and enrol its key."""
+    folder = made.root / name
+    made.sites[name] = folder
+    invitation = made.home / "invitation"
+    ok(made.command("site", "init", folder, "--invitation", invitation, "--name", name, "--mode", mode))
+    set_number(folder / "site.toml", "port", free_ports(1)[0])
+    ok(made.command("server", "enroll", made.home, folder / "site.key.pub", "--name", name))
+
+
+def set_number(path: Path, key: str, value: int) -> None:
+    """Change a number in a file of settings, as an operator's editor would."""
+    text, count = re.subn(rf"^{key} = \d+", f"{key} = {value}", path.read_text(), flags=re.MULTILINE)
+    assert count == 1
+    path.write_text(text)
+
+
+PRIVACY = """
+[privacy]
+mode = "site"
+users = 100
+clip-norm = 1.0
+noise-multiplier = 1.0
+sampling-rate = 0.1
+popularity-noise = 10.0
+ledger = "ledger.sqlite"
+witness = "witness.json"
+"""
+"""A site's privacy file."""
+
+PRIVATE_RUN = {
+    "privacy.mode": "site", "privacy.noise-multiplier": 1.0, "privacy.sampling-rate": 0.1,
+    "privacy.popularity-noise": 10.0, "federation.clip-norm": 1.0,
+}  # fmt: skip
+"""Settings of a run that sites with ``PRIVACY`` take part in."""
+
+
+def keep_ledger(made: Federation, name: str) -> None:
+    """Give a site terms of privacy, and a ledger with a budget."""
+    folder = made.sites[name]
+    (folder / "privacy.toml").write_text(PRIVACY)
+    ledger = ["--ledger", folder / "ledger.sqlite", "--witness", folder / "witness.json"]
+    budget = ["--epsilon", "8", "--delta", "1e-5", "--noise-multiplier", "1", "--sampling-rate", "0.1"]
+    ok(made.command("privacy", "init", *ledger, *budget, "--popularity-noise", "10"))
+
+
+def meta_updates(made: Federation, name: str) -> list[int]:
+    """Return the rounds of the meta-updates that a site's ledger holds."""
+    ledger = Ledger.open(made.sites[name] / "ledger.sqlite", made.sites[name] / "witness.json")
+    return [one.round_number for one in ledger.releases() if one.mechanism.name == "meta-update"]

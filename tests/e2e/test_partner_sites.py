@@ -4,7 +4,6 @@ import http.client
 import json
 import os
 import random
-import re
 import signal
 import socket
 import ssl
@@ -17,13 +16,21 @@ import pandas as pd
 import pytest
 from sqlalchemy import create_engine
 
-from client.privacy.ledger import Ledger
-from metarec_shared.toml_text import toml_value
 from tests.e2e.comparison import assert_close_runs
-from tests.e2e.partner_sites import Federation, federation, ok, write_data
+from tests.e2e.partner_sites import (
+    PRIVATE_RUN,
+    Federation,
+    federation,
+    keep_ledger,
+    make_site,
+    meta_updates,
+    ok,
+    options,
+    set_number,
+    write_data,
+)
 from tests.e2e.processes import free_ports, lines_of, started, wait_until
 from tests.postgres import new_database, postgres, read_only_role
-from tests.small import SMALL_RUN
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")]
 
@@ -32,14 +39,6 @@ SITES = ("000000000", "000000001", "000000002")
 
 USERS = 420
 ROUNDS = 5
-SETTINGS = {
-    key: value for key, value in SMALL_RUN.items() if not key.startswith("generator.") and key != "federation.rounds"
-} | {"federation.cohort": 60, "federation.round-timeout": 120.0, "federation.evaluate-every": 5}
-
-
-def options(**values: str | float | bool) -> list[str]:
-    changes = {key.replace("__", ".").replace("_", "-"): value for key, value in values.items()}
-    return [part for key, value in {**SETTINGS, **changes}.items() for part in ("--set", f"{key}={toml_value(value)}")]
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +56,14 @@ def running(root: Path) -> Iterator[Federation]:
         port = str(made.port)
         ok(made.command("server", "init", made.home, "--port", port, "--catalogue", root / "whole"))
         made.ports = [made.port, *free_ports(3)]
-        _set(made.home / "server.toml", "metrics-port", made.ports[1])
+        set_number(made.home / "server.toml", "metrics-port", made.ports[1])
         made.start_server()
         for place, (name, part) in enumerate(zip(SITES, parts, strict=True)):
-            _make_site(made, name)
+            make_site(made, name)
             data = made.sites[name] / "data"
             if place == 0:
-                _set(made.sites[name] / "site.toml", "port", made.ports[2])
-                _set(made.sites[name] / "site.toml", "metrics-port", made.ports[3])
+                set_number(made.sites[name] / "site.toml", "port", made.ports[2])
+                set_number(made.sites[name] / "site.toml", "metrics-port", made.ports[3])
                 (data / "source.toml").write_text(SOURCE.format(url=root / "shop.url"))
             elif place == 1:
                 part.to_csv(data / "interactions.csv", index=False)
@@ -98,22 +97,6 @@ def _fill_database(address: str, part: pd.DataFrame) -> str:
     orders.to_sql("orders", engine, index=False)
     engine.dispose()
     return read_only_role(database, "reader", "orders")
-
-
-def _make_site(made: Federation, name: str) -> None:
-    folder = made.root / name
-    made.sites[name] = folder
-    invitation = made.home / "invitation"
-    ok(made.command("site", "init", folder, "--invitation", invitation, "--name", name, "--mode", "none"))
-    _set(folder / "site.toml", "port", free_ports(1)[0])
-    ok(made.command("server", "enroll", made.home, folder / "site.key.pub", "--name", name))
-
-
-def _set(path: Path, key: str, value: int) -> None:
-    """Change a number in a file of settings, as an operator's editor would."""
-    text, count = re.subn(rf"^{key} = \d+", f"{key} = {value}", path.read_text(), flags=re.MULTILINE)
-    assert count == 1
-    path.write_text(text)
 
 
 def run(made: Federation, name: str, *more: str, **values: str | float | bool) -> subprocess.CompletedProcess[str]:
@@ -185,38 +168,16 @@ def test_a_site_that_is_killed_in_a_round_is_missed_and_comes_back(running: Fede
 
 
 def test_five_private_rounds_are_five_rows_in_each_ledger(running: Federation) -> None:
-    terms = {
-        "privacy.mode": "site", "privacy.noise-multiplier": 1.0, "privacy.sampling-rate": 0.1,
-        "privacy.popularity-noise": 10.0, "federation.clip-norm": 1.0,
-    }  # fmt: skip
-    for folder in running.sites.values():
-        (folder / "privacy.toml").write_text(PRIVACY)
-        ledger = ["--ledger", folder / "ledger.sqlite", "--witness", folder / "witness.json"]
-        budget = ["--epsilon", "8", "--delta", "1e-5", "--noise-multiplier", "1", "--sampling-rate", "0.1"]
-        ok(running.command("privacy", "init", *ledger, *budget, "--popularity-noise", "10"))
-    more = [part for key, value in terms.items() for part in ("--set", f"{key}={value}")]
+    for site in SITES:
+        keep_ledger(running, site)
+    more = [part for key, value in PRIVATE_RUN.items() for part in ("--set", f"{key}={value}")]
     ok(run(running, "private", *more))
-    for folder in running.sites.values():
-        releases = Ledger.open(folder / "ledger.sqlite", folder / "witness.json").releases()
-        rounds = [one.round_number for one in releases if one.mechanism.name == "meta-update"]
-        assert rounds == [1, 2, 3, 4, 5]
+    for site in SITES:
+        assert meta_updates(running, site) == [1, 2, 3, 4, 5]
     result = json.loads((running.home / "runs" / "private" / "result.json").read_text())
     simulated = json.loads((running.root / "simulated" / "result.json").read_text())
     assert result.keys() == simulated.keys()
     assert result["privacy"]["mode"] == "site"
-
-
-PRIVACY = """
-[privacy]
-mode = "site"
-users = 100
-clip-norm = 1.0
-noise-multiplier = 1.0
-sampling-rate = 0.1
-popularity-noise = 10.0
-ledger = "ledger.sqlite"
-witness = "witness.json"
-"""
 
 
 def test_a_revoked_site_gets_nothing_more_and_the_others_go_on(running: Federation) -> None:

@@ -48,6 +48,14 @@ def test_noised_values_lie_on_a_grid_that_hides_the_low_order_bits() -> None:
     assert step < 1e-4 * 0.7 * 3.0
 
 
+@pytest.mark.parametrize("deviation", [5e-324, 1e-310, 1e-200])
+def test_values_with_next_to_no_noise_are_not_lost(deviation: float) -> None:
+    """The deviation's own grid has a step that no double holds, or that no value can be divided by."""
+    sums = {"a": torch.tensor([0.0, -1.5, 1e30])}
+    noised = noised_sum(sums, noise_multiplier=deviation, sensitivity=1.0, sources=[(Noise.simulated(0, "a"), 1.0)])
+    torch.testing.assert_close(noised["a"], sums["a"])
+
+
 def test_several_sources_add_independent_noise() -> None:
     sums = {"a": torch.ones(40_000)}
     sources = [(Noise.simulated(0, "node", i), 1.0) for i in range(9)]

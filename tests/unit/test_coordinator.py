@@ -5,6 +5,8 @@ import ssl
 import stat
 import subprocess
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +22,6 @@ from metarec_shared.errors import DataError, FederationError, SettingsError, Tru
 from metarec_shared.invitation import TERMS, content_hash, file_hash, key_fingerprint, open_invitation
 from metarec_shared.readers import read_catalogue
 from metarec_shared.settings import DataSettings, Settings
-from server.coordinator import flower
 from server.coordinator.certificates import issue_certificate, load_signing_key
 from server.coordinator.home import Home
 from server.coordinator.init import initialize
@@ -28,6 +29,7 @@ from server.coordinator.publish import publish, take_catalogue
 from server.coordinator.settings import deployed_settings
 from server.coordinator.sites import enroll_site, revoke_site
 from server.coordinator.start import check_keys, superlink_command
+from tests.fake_flwr import FakeFlower
 
 ITEMS = "item_id,title\n" + "".join(f"{i},Title {i}\n" for i in range(30))
 
@@ -267,14 +269,12 @@ def test_a_server_with_an_expired_certificate_or_an_open_key_does_not_start(home
 
 
 @pytest.fixture
-def fake_flwr(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a program in Flower's place that writes down its arguments and prints what ``answer`` holds."""
-    script = tmp_path / "bin" / "flwr"
-    script.parent.mkdir()
-    script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\ncat {tmp_path}/answer\n')
-    script.chmod(0o755)
-    monkeypatch.setattr(flower, "programs", lambda: script.parent)
-    return tmp_path
+def fake_flwr(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFlower:
+    fake = FakeFlower(tmp_path, monkeypatch)
+    fake.say("supernode list", nodes=[])
+    fake.say("supernode register", **{"node-id": 17})
+    fake.say("supernode unregister")
+    return fake
 
 
 def public_key(path: Path) -> Path:
@@ -283,39 +283,103 @@ def public_key(path: Path) -> Path:
     return path
 
 
-def test_a_site_is_enrolled_once_and_taken_off_again(home: Home, fake_flwr: Path) -> None:
-    key = public_key(fake_flwr / "site.pub")
-    (fake_flwr / "answer").write_text('a note of Flower\'s\n{"success": true, "node-id": 17}\n')
+def test_a_site_is_enrolled_once_and_taken_off_again(home: Home, fake_flwr: FakeFlower, tmp_path: Path) -> None:
+    key = public_key(tmp_path / "site.pub")
     fingerprint = enroll_site(home, key, "site-1")
     printed = subprocess.run(["ssh-keygen", "-lf", str(key)], capture_output=True, text=True, check=True).stdout
     assert printed.split()[1] == fingerprint
     assert home.sites()["site-1"]["node"] == "17"
-    with pytest.raises(FederationError, match="site-1 is enrolled already"):
-        enroll_site(home, public_key(fake_flwr / "other.pub"), "site-1")
+    assert enroll_site(home, key, "site-1") == fingerprint, "once more changes nothing"
+    with pytest.raises(FederationError, match="site-1 is enrolled already, with another key"):
+        enroll_site(home, public_key(tmp_path / "other.pub"), "site-1")
     with pytest.raises(FederationError, match="enrolled already, as site-1"):
         enroll_site(home, key, "site-2")
+    fake_flwr.say("supernode list", nodes=[{"node-id": "17", "status": "offline"}])
     revoke_site(home, "site-1")
     assert home.sites() == {}
     with pytest.raises(FederationError, match="no site site-1"):
         revoke_site(home, "site-1")
-    calls = (fake_flwr / "calls").read_text().splitlines()
-    assert [call.split()[:2] for call in calls] == [["supernode", "register"], ["supernode", "unregister"]]
+    asked = [call for call in fake_flwr.calls if call != "supernode list"]
+    assert asked == ["supernode register", "supernode unregister"]
 
 
-def test_a_site_whose_name_or_key_makes_no_sense_is_not_enrolled(home: Home, fake_flwr: Path) -> None:
+def test_a_site_whose_name_or_key_makes_no_sense_is_not_enrolled(
+    home: Home, fake_flwr: FakeFlower, tmp_path: Path
+) -> None:
     with pytest.raises(SettingsError, match="letters, digits and hyphens"):
-        enroll_site(home, public_key(fake_flwr / "site.pub"), "../site")
-    (fake_flwr / "junk.pub").write_text("not a key")
+        enroll_site(home, public_key(tmp_path / "site.pub"), "../site")
+    (tmp_path / "junk.pub").write_text("not a key")
     with pytest.raises(TrustError, match="no readable public key"):
-        enroll_site(home, fake_flwr / "junk.pub", "site-1")
-    assert not (fake_flwr / "calls").exists()
+        enroll_site(home, tmp_path / "junk.pub", "site-1")
+    assert fake_flwr.calls == []
 
 
-def test_what_flower_says_of_a_failure_is_passed_on_and_nobody_is_enrolled(home: Home, fake_flwr: Path) -> None:
-    (fake_flwr / "answer").write_text('{"success": false, "error-message": "Connection refused"}')
+def test_what_flower_says_of_a_failure_is_passed_on_and_nobody_is_enrolled(
+    home: Home, fake_flwr: FakeFlower, tmp_path: Path
+) -> None:
+    fake_flwr.fail("supernode register", "Connection refused")
     with pytest.raises(FederationError, match="flwr supernode register failed: Connection refused"):
-        enroll_site(home, public_key(fake_flwr / "site.pub"), "site-1")
+        enroll_site(home, public_key(tmp_path / "site.pub"), "site-1")
     assert home.sites() == {}
+
+
+@pytest.mark.parametrize("then", ["the same", "another", "revoke"])
+def test_an_enrolment_that_was_cut_off_after_flower_took_the_key_is_finished(
+    home: Home, fake_flwr: FakeFlower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    key, before = public_key(tmp_path / "site.pub"), [{"node-id": "5", "status": "offline"}]
+    fake_flwr.say("supernode list", nodes=before)
+    with _cut_off(monkeypatch), pytest.raises(OSError, match="cut off"):
+        enroll_site(home, key, "site-1")
+    assert home.sites() == {}
+    fake_flwr.say("supernode list", nodes=[*before, {"node-id": "17", "status": "registered"}])
+    match then:
+        case "the same":
+            enroll_site(home, key, "site-1")
+            assert {name: entry["node"] for name, entry in home.sites().items()} == {"site-1": "17"}
+        case "another":
+            fake_flwr.say("supernode register", **{"node-id": 18})
+            enroll_site(home, public_key(tmp_path / "other.pub"), "site-2")
+            assert {name: entry["node"] for name, entry in home.sites().items()} == {"site-1": "17", "site-2": "18"}
+        case _:
+            revoke_site(home, "site-1")
+            assert home.sites() == {}
+            assert fake_flwr.calls[-1] == "supernode unregister"
+    assert fake_flwr.calls.count("supernode register") == (2 if then == "another" else 1)
+
+
+def test_an_enrolment_that_flower_never_saw_is_begun_anew(home: Home, fake_flwr: FakeFlower, tmp_path: Path) -> None:
+    fake_flwr.fail("supernode register", "Connection refused")
+    with pytest.raises(FederationError, match="Connection refused"):
+        enroll_site(home, key := public_key(tmp_path / "site.pub"), "site-1")
+    fake_flwr.say("supernode register", **{"node-id": 17})
+    enroll_site(home, key, "site-1")
+    assert home.sites()["site-1"]["node"] == "17"
+
+
+def test_a_revocation_that_was_cut_off_is_finished(
+    home: Home, fake_flwr: FakeFlower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enroll_site(home, public_key(tmp_path / "site.pub"), "site-1")
+    fake_flwr.say("supernode list", nodes=[{"node-id": "17", "status": "offline"}])
+    with _cut_off(monkeypatch), pytest.raises(OSError, match="cut off"):
+        revoke_site(home, "site-1")
+    fake_flwr.say("supernode list", nodes=[{"node-id": "17", "status": "unregistered"}])
+    fake_flwr.fail("supernode unregister", "not found")
+    revoke_site(home, "site-1")
+    assert home.sites() == {}
+
+
+@contextmanager
+def _cut_off(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """End whatever would write down who takes part, before it does."""
+
+    def end(*_: object) -> None:
+        raise OSError("cut off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Home, "write_sites", end)
+        yield
 
 
 def test_commands_print_what_to_do_next(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

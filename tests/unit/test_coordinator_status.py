@@ -13,11 +13,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from metarec_shared.cli import run as metarec
 from metarec_shared.errors import FederationError, SettingsError
 from metarec_shared.exposition import serve_figures
-from server.coordinator import flower
 from server.coordinator.home import Home
 from server.coordinator.init import initialize
 from server.coordinator.metrics import CoordinatorCollector
 from server.coordinator.runs import run_id_of, run_names, start_run
+from tests.fake_flwr import FakeFlower
 from tests.small import small_settings
 
 
@@ -78,13 +78,8 @@ def test_prometheus_reads_sites_rounds_and_failures(home: Home) -> None:
 
 
 @pytest.fixture
-def fake_flwr(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a program in Flower's place that answers by its first argument, and keeps what it was asked."""
-    script = tmp_path / "bin" / "flwr"
-    script.parent.mkdir()
-    script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\ncat "{tmp_path}/$1.json"\n')
-    script.chmod(0o755)
-    monkeypatch.setattr(flower, "programs", lambda: script.parent)
+def fake_flwr(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFlower:
+    fake = FakeFlower(tmp_path, monkeypatch)
     nodes = [
         {"node-id": "11", "status": "online", "online-at": "2026-01-02", "offline-at": "N/A"},
         {"node-id": "12", "status": "offline", "online-at": "2026-01-01", "offline-at": "2026-01-03"},
@@ -93,14 +88,14 @@ def fake_flwr(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         {"run-id": "102", "status": "running", "status-details": "N/A"},
         {"run-id": "101", "status": "finished:completed", "status-details": "N/A"},
     ]
-    (tmp_path / "supernode.json").write_text(json.dumps({"success": True, "nodes": nodes}))
-    (tmp_path / "list.json").write_text(json.dumps({"success": True, "runs": runs}))
-    (tmp_path / "run.json").write_text(json.dumps({"success": True, "run-id": "103"}))
-    return tmp_path
+    fake.say("supernode", nodes=nodes)
+    fake.say("list", runs=runs)
+    fake.say("run", **{"run-id": "103"})
+    return fake
 
 
 def test_status_names_sites_progress_and_causes(
-    home: Home, fake_flwr: Path, capsys: pytest.CaptureFixture[str]
+    home: Home, fake_flwr: FakeFlower, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert metarec(["server", "status", str(home.folder), "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
@@ -120,20 +115,22 @@ def test_status_names_sites_progress_and_causes(
     assert capsys.readouterr().out == ""
 
 
-def test_a_server_that_does_not_answer_is_said(home: Home, fake_flwr: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (fake_flwr / "supernode.json").write_text('{"success": false, "error-message": "connection refused"}')
+def test_a_server_that_does_not_answer_is_said(
+    home: Home, fake_flwr: FakeFlower, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_flwr.fail("supernode", "connection refused")
     assert metarec(["server", "status", str(home.folder), "--quiet"]) == 2
     assert "flwr supernode list failed: connection refused" in capsys.readouterr().err
 
 
-def test_a_run_waits_for_the_one_that_is_under_way(home: Home, fake_flwr: Path) -> None:
+def test_a_run_waits_for_the_one_that_is_under_way(home: Home, fake_flwr: FakeFlower) -> None:
     with pytest.raises(FederationError, match="run second is under way"):
         start_run(home, "third", small_settings())
     assert not (home.runs / "third.toml").exists()
 
 
-def test_a_started_run_is_known_by_its_name(home: Home, fake_flwr: Path) -> None:
-    (fake_flwr / "list.json").write_text('{"success": true, "runs": []}')
+def test_a_started_run_is_known_by_its_name(home: Home, fake_flwr: FakeFlower) -> None:
+    fake_flwr.say("list", runs=[])
     assert start_run(home, "third", small_settings()) == 103
     assert run_names(home) == ["first", "second", "third"]
     assert run_id_of(home, "third") == 103

@@ -1,0 +1,178 @@
+"""What breaks at sites in the midst of a private run: each ends as a line for its operator, and the others go on.
+
+One federation lives through all of it: in rounds 1 to 6 a site answers nonsense of several kinds, from round 2 to 4
+others have a full disk, a table that is gone and a file that cannot be read, one has rows that cannot be, and one's
+clock is ten minutes ahead.
+"""
+
+import contextlib
+import json
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from client.site.status import read_status
+from tests.e2e import misbehaviour
+from tests.e2e.partner_sites import (
+    PRIVATE_RUN,
+    Federation,
+    federation,
+    keep_ledger,
+    make_site,
+    meta_updates,
+    ok,
+    options,
+    write_data,
+)
+from tests.e2e.processes import lines_of, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")]
+
+USERS = 700
+SITES = ("rows", "table", "file", "disk", "liar")
+LIES = {1: "nan", 2: "shapes", 3: "garbage", 4: "norm", 6: "late"}
+ROUNDS = 7
+BROKEN, MENDED = 1, 4
+"""Rounds after which things break and are mended."""
+
+PATIENCE = 100.0
+"""Seconds that the server waits for a round."""
+
+BAD_ROWS = "u1,1,5,then\n,2,4,17\nu2,no such item,3,18\n"
+FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
+
+
+@dataclass
+class Story:
+    """A federation after its run: what the run wrote, and where."""
+
+    made: Federation
+    rounds: list[dict[str, Any]]
+    failures: list[dict[str, Any]]
+
+    def causes(self, site: str) -> dict[int, str]:
+        """Return why a site failed, by rounds."""
+        return {line["round"]: line["cause"] for line in self.failures if line["name"] == site}
+
+    def log(self, site: str) -> str:
+        """Return what a site's operator saw."""
+        return self.made.log(site).read_text(errors="replace")
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """Return what happened."""
+    root = tmp_path_factory.mktemp("faults")
+    parts = write_data(root / "whole", USERS, len(SITES))
+    with federation(root) as made, small_disk(root / "disk"):
+        ok(made.command("server", "init", made.home, "--port", str(made.port), "--catalogue", root / "whole"))
+        made.start_server()
+        for name, part in zip(SITES, parts, strict=True):
+            make_site(made, name, "site")
+            keep_ledger(made, name)
+            fill(made.sites[name] / "data", name, part)
+            made.start(name, **(lying(root) if name == "liar" else {}))
+        try:
+            made.wait_for(SITES)
+            yield run(made)
+        finally:
+            made.close()  # before the disk goes
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """Mount a disk of 64 MB; skip where this account may not."""
+    folder.mkdir(mode=0o700)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "none", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this account may not mount a small disk")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(data: Path, site: str, part: pd.DataFrame) -> None:
+    """Write a site's data in the way that it keeps them."""
+    if site == "table":
+        with sqlite3.connect(data / "shop.sqlite") as connection:
+            part.to_sql("orders", connection, index=False)
+        (data / "source.toml").write_text(f'[interactions]\nurl = "sqlite:///{data}/shop.sqlite"\ntable = "orders"\n')
+    elif site == "file":
+        part.to_parquet(data / "interactions.parquet", index=False)
+    else:
+        part.to_csv(data / "interactions.csv", index=False)
+    if site == "rows":
+        with (data / "interactions.csv").open("a") as file:
+            file.write(BAD_ROWS)
+
+
+def lying(root: Path) -> dict[str, str]:
+    """Return the environment of a site that lies."""
+    (root / "lies").mkdir()
+    shutil.copy(misbehaviour.__file__, root / "lies" / "sitecustomize.py")
+    return {
+        "PYTHONPATH": str(root / "lies"),
+        "METAREC_TEST_LIES": json.dumps(LIES),
+        "METAREC_TEST_LATE": str(PATIENCE + 5),
+    }
+
+
+def run(made: Federation) -> Story:
+    """Run the federation, break things and mend them."""
+    folder = made.home / "runs" / "faults"
+    values = PRIVATE_RUN | {"federation.min-nodes": 1, "federation.round-timeout": PATIENCE}
+    more = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    arguments = ["--name", "faults", "--rounds", str(ROUNDS), *options(federation__evaluate_every=ROUNDS)]
+    ok(made.command("server", "run", made.home, *arguments, *more, "--detach"))
+    wait_until(lambda: lines_of(folder / "metrics.jsonl") >= BROKEN, "a round")
+    kept = break_things(made)
+    wait_until(lambda: lines_of(folder / "metrics.jsonl") >= MENDED, "rounds with what is broken")
+    mend(made, kept)
+    for number in range(MENDED + 1, ROUNDS + 1):
+        wait_until(lambda n=number: lines_of(folder / "metrics.jsonl") >= n, f"round {number}")  # type: ignore[misc]
+    wait_until((folder / "result.json").exists, "the run ends")
+    read = [
+        [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        for name in ("metrics.jsonl", "failures.jsonl")
+    ]
+    return Story(made=made, rounds=read[0], failures=read[1])
+
+
+def break_things(made: Federation) -> bytes:
+    """Fill the disk, rename the table, tear the file; return the file as it was."""
+    with sqlite3.connect(made.sites["table"] / "data" / "shop.sqlite") as connection:
+        connection.execute("ALTER TABLE orders RENAME TO gone")
+    file = made.sites["file"] / "data" / "interactions.parquet"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with contextlib.suppress(OSError), (made.sites["disk"] / "ballast").open("wb", buffering=0) as ballast:
+        while True:
+            ballast.write(bytes(4096))
+    return whole
+
+
+def mend(made: Federation, whole: bytes) -> None:
+    """Undo ``break_things``."""
+    with sqlite3.connect(made.sites["table"] / "data" / "shop.sqlite") as connection:
+        connection.execute("ALTER TABLE gone RENAME TO orders")
+    (made.sites["file"] / "data" / "interactions.parquet").write_bytes(whole)
+    (made.sites["disk"] / "ballast").unlink()
+
+
+def test_print(story: Story) -> None:
+    out = Path("/tmp/story")
+    out.mkdir(exist_ok=True)
+    (out / "rounds.json").write_text(json.dumps(story.rounds, indent=1))
+    (out / "failures.json").write_text(json.dumps(story.failures, indent=1))
+    for name in (*SITES, "server"):
+        shutil.copy(story.made.log(name), out / f"{name}.log")
+    (out / "ledgers.json").write_text(json.dumps({name: meta_updates(story.made, name) for name in SITES}))
+    (out / "status.txt").write_text(str({n: read_status(story.made.sites[n] / "state") for n in SITES}))
