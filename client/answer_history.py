@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from client.recommend import predicted_ratings, read_attributes, read_history_bytes, read_history_file, recommend
+from client.history import read_attributes, read_history_bytes, read_history_file
+from client.recommend import predicted_ratings, recommend
 from metarec_shared.checkpoint import load_checkpoint
 from metarec_shared.device import one_thread
 from metarec_shared.other_catalogue import model_over

@@ -22,12 +22,13 @@ from transformers import BertConfig, BertModel, GPT2Model
 
 from metarec_shared.adaptation import Adaptation, ClosedForm, build_adaptation
 from metarec_shared.causal_encoder import build_causal_encoder, last_output, read_causally
+from metarec_shared.feedback import FEEDBACK_LEVELS
 from metarec_shared.inner_loop import Items, scores
 from metarec_shared.rating_head import RatingHead
 from metarec_shared.settings import AdaptationSettings, ModelSettings
 from metarec_shared.start_prior import StartPrior
 from metarec_shared.task_regression import TaskRegression
-from metarec_shared.tasks import FEEDBACK_LEVELS, Order, TaskBatch
+from metarec_shared.tasks import Order, TaskBatch
 from metarec_shared.text_kernel import TextKernel
 from metarec_shared.user_encoder import RECENCY_LEVELS, Attributes, read_support
 

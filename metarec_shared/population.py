@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 from metarec_shared.augmentation import time_ranks
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import DataError
+from metarec_shared.feedback import feedback_levels
 from metarec_shared.interactions import Interactions
 from metarec_shared.randomness import generator, uniforms, user_keys
 from metarec_shared.settings import TaskSettings
 from metarec_shared.split import Role, roles
-from metarec_shared.tasks import Order, Task, TaskBatch, draw_training_tasks, feedback_levels
+from metarec_shared.tasks import Order, Task, TaskBatch, draw_training_tasks
 
 SHORTEST_HISTORY = 2
 """A user with fewer interactions has no support set beside a query set and takes no part."""

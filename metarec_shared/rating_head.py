@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from metarec_shared.tasks import FEEDBACK_LEVELS, TaskBatch
+from metarec_shared.feedback import FEEDBACK_LEVELS
+from metarec_shared.tasks import TaskBatch
 
 
 class RatingHead(nn.Module):

@@ -16,13 +16,10 @@ from torch import Tensor
 from metarec_shared.augmentation import coins, reordered, substitutes, time_ranks
 from metarec_shared.batch import Batch
 from metarec_shared.dataset import RatingScale
+from metarec_shared.feedback import feedback_levels
 from metarec_shared.interactions import Interactions
 from metarec_shared.randomness import coin_table, uniform_table
 from metarec_shared.settings import TaskSettings
-
-FEEDBACK_LEVELS = 10
-"""Ratings are told apart on this many levels of their scale; level 0 means that there is no rating."""
-
 
 Order = Literal["random", "time"]
 """How a history is read."""
@@ -96,15 +93,6 @@ class Task:
     from_start: bool = False
     recency: NDArray[np.int64] | None = None
     attributes: NDArray[np.int64] | None = None
-
-
-def feedback_levels(ratings: NDArray[np.float32], scale: RatingScale | None) -> NDArray[np.int64]:
-    """Return the feedback level of each rating, int64: 0 for NaN, else 1..FEEDBACK_LEVELS evenly over ``scale``."""
-    if scale is None or scale.high <= scale.low:
-        return np.zeros(ratings.shape, dtype=np.int64)
-    position = np.clip((ratings.astype(np.float64) - scale.low) / (scale.high - scale.low), 0.0, 1.0)
-    levels = 1.0 + np.rint(position * (FEEDBACK_LEVELS - 1))
-    return np.where(np.isnan(ratings) | np.isnan(levels), 0.0, levels).astype(np.int64)
 
 
 def draw_training_tasks(

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from client.recommend import Item, Profile, recommend
+from client.history import Item, Profile
+from client.recommend import recommend
 from metarec_shared.checkpoint import Checkpoint, load_checkpoint
 from metarec_shared.dataset import Dataset
 from metarec_shared.errors import CheckpointError

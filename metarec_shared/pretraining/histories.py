@@ -10,10 +10,10 @@ from torch import Tensor
 
 from metarec_shared.batch import Batch
 from metarec_shared.dataset import RatingScale
+from metarec_shared.feedback import feedback_levels
 from metarec_shared.interactions import Interactions
 from metarec_shared.randomness import coin_table, uniform_table
 from metarec_shared.settings import PretrainingSettings
-from metarec_shared.tasks import feedback_levels
 
 SHARED_DRAWS = 4
 """Random numbers a user beside one an item."""

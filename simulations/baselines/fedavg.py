@@ -22,13 +22,14 @@ from torch.func import functional_call, grad, vmap
 
 from metarec_shared.dataset import RatingScale
 from metarec_shared.exchange import Parameters
+from metarec_shared.feedback import FEEDBACK_LEVELS
 from metarec_shared.inner_loop import query_loss
 from metarec_shared.interactions import Interactions, starts
 from metarec_shared.model import BertRecommender
 from metarec_shared.population import SHORTEST_HISTORY
 from metarec_shared.randomness import generator, user_keys
 from metarec_shared.settings import OuterSettings, TaskSettings
-from metarec_shared.tasks import FEEDBACK_LEVELS, TaskBatch, draw_training_tasks
+from metarec_shared.tasks import TaskBatch, draw_training_tasks
 from server.outer_optimizer import OuterOptimizer
 
 CLIENTS_AT_ONCE = 16

@@ -7,11 +7,12 @@ import numpy as np
 from metarec_shared.augmentation import time_ranks
 from metarec_shared.errors import DataError
 from metarec_shared.evaluation import batched
+from metarec_shared.feedback import feedback_levels
 from metarec_shared.population import Population
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_training_dataset
 from metarec_shared.split import Role
-from metarec_shared.tasks import Task, feedback_levels
+from metarec_shared.tasks import Task
 from simulations.evaluation.protocol import EvaluationProtocol, Say
 from simulations.evaluation.ranking import Judged, K, RankingCell, RankingProblem, RankingTrial
 from simulations.evaluation.ranking_methods import RANKING_METHODS

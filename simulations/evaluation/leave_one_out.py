@@ -15,6 +15,7 @@ from metarec_shared.augmentation import time_ranks
 from metarec_shared.dataset import Dataset
 from metarec_shared.errors import DataError
 from metarec_shared.evaluation import Scorer, batched, model_scorer, with_added
+from metarec_shared.feedback import feedback_levels
 from metarec_shared.interactions import Interactions, starts
 from metarec_shared.randomness import uniforms, user_keys
 from metarec_shared.settings import Settings
@@ -25,7 +26,7 @@ from metarec_shared.task_regression import (
     discounted_moments,
     task_moments,
 )
-from metarec_shared.tasks import Order, Task, TaskBatch, feedback_levels
+from metarec_shared.tasks import Order, Task, TaskBatch
 from server.regression import fit_by_penalty, ways_to_blend
 from simulations.evaluation.derived import role_shares, settings_with_data
 from simulations.evaluation.ncf_files import read_test_files

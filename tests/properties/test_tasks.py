@@ -11,12 +11,13 @@ from scipy import stats
 
 from metarec_shared.adaptation import support_loss
 from metarec_shared.dataset import RatingScale
+from metarec_shared.feedback import FEEDBACK_LEVELS, feedback_levels
 from metarec_shared.inner_loop import NEVER, query_loss
 from metarec_shared.interactions import Interactions
 from metarec_shared.meta_gradient import summed_meta_gradient
 from metarec_shared.randomness import user_keys
 from metarec_shared.settings import AdaptationSettings, TaskSettings
-from metarec_shared.tasks import FEEDBACK_LEVELS, TaskBatch, draw_training_tasks, feedback_levels
+from metarec_shared.tasks import TaskBatch, draw_training_tasks
 from tests.small import small_model, small_tasks
 
 CHOICES = ["user-vector", "head", "lora", "all"]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from client.recommend import Item, Profile, predicted_ratings
+from client.history import Item, Profile
+from client.recommend import predicted_ratings
 from metarec_shared.candidates import Candidates, draw_candidates, sampled_query_losses
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import SettingsError

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from metarec_shared.feedback import FEEDBACK_LEVELS
 from metarec_shared.inner_loop import query_loss
 from metarec_shared.meta_gradient import (
     clip_factors,
@@ -17,7 +18,7 @@ from metarec_shared.meta_gradient import (
 )
 from metarec_shared.model import BertRecommender
 from metarec_shared.settings import AdaptationSettings, ModelSettings
-from metarec_shared.tasks import FEEDBACK_LEVELS, TaskBatch
+from metarec_shared.tasks import TaskBatch
 from tests.small import SMALL_MODEL, small_model, small_tasks
 
 CHOICES = ["user-vector", "head", "lora", "all"]

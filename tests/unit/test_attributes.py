@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from client.data_source import site_settings
-from client.recommend import Item, Profile, read_attributes, recommend
+from client.history import Item, Profile, read_attributes
+from client.recommend import recommend
 from metarec_shared import sources
 from metarec_shared.attributes import NOT_TOLD, attribute_hash
 from metarec_shared.dataset import Dataset

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from client.recommend import Item, Profile, read_history, read_history_bytes, read_history_file, recommend
+from client.history import Item, Profile, read_history, read_history_bytes, read_history_file
+from client.recommend import recommend
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import DataError
