@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.coordinator import flower
+from server.coordinator import flower, runs
 
 
 class FakeFlower:
@@ -24,7 +24,8 @@ class FakeFlower:
         answer = f'cat "{self._folder}/$1-$2.json" 2> /dev/null || cat "{self._folder}/$1.json"'
         script.write_text(f'#!/bin/sh\necho "$@" >> {self._folder}/calls\n{answer}\n')
         script.chmod(0o755)
-        patch.setattr(flower, "programs", lambda: self._folder)
+        for module in (flower, runs):
+            patch.setattr(module, "programs", lambda: self._folder)
 
     def say(self, command: str, **answer: Any) -> None:
         """Answer a command, one or two words, with success and ``answer``."""

@@ -2,16 +2,21 @@
 
 Flower lets a SuperNode trust the signer of a bundle; here its content decides. The place is the same one: a bundle is
 judged after it came and before it is kept, a run of another one gets Flower's error reply, and the node lives on.
+
+A reply that the server fails to take, because its database is busy say, is sent again: Flower would drop it, and with
+it the round's work and what it cost of the budget. The same reply twice counts once there.
 """
 
 import argparse
 import hashlib
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
+import httpx
 from flwr.supercore.fab import Fab
 from flwr.supernode import start_client_internal as flower
 
@@ -20,6 +25,10 @@ from client.site.process import die_with
 logger = logging.getLogger("flwr")  # the SuperNode's own, which it shows
 
 GetFab = Callable[[str, int], Fab]
+T = TypeVar("T")
+
+WAITS = (1.0, 5.0, 20.0, 60.0)
+"""Seconds before a reply is sent again that the server failed to take."""
 
 
 def check_bundles(approved: str) -> None:
@@ -51,6 +60,37 @@ def is_approved(fab: Fab, approved: str) -> bool:
     return False
 
 
+def repeat_sends(sleep: Callable[[float], None] = time.sleep) -> None:
+    """Make this process send replies again that the server fails to take.
+
+    Args:
+        sleep: Waits for seconds.
+    """
+    push = flower._push_messages
+
+    def push_patiently(*, send: Callable[..., Any], push_object: Callable[..., None], **others: Any) -> None:
+        push(send=_patient(send, sleep), push_object=_patient(push_object, sleep), **others)
+
+    flower._push_messages = push_patiently
+
+
+def _patient(call: Callable[..., T], sleep: Callable[[float], None]) -> Callable[..., T]:
+    def patient(*arguments: Any) -> T:
+        for wait in WAITS:
+            try:
+                return call(*arguments)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
+                    raise
+                logger.warning(
+                    "the server failed to take a reply (%d), once more in %g s", error.response.status_code, wait
+                )
+                sleep(wait)
+        return call(*arguments)
+
+    return patient
+
+
 def _as_asked(get_fab: GetFab) -> GetFab:
     """Return bundles under the hash that was asked for, with the mark without which Flower does not judge them."""
 
@@ -69,6 +109,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     die_with(options.parent)
     check_bundles(options.bundle)
+    repeat_sends()
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     sys.argv = ["flower-supernode", *options.flower]

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import subprocess
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,13 +85,15 @@ def start_run(home: Home, name: str, settings: Settings) -> int:
     return run_id
 
 
-def follow(home: Home, run_id: int) -> Progress:
+def follow(home: Home, run_id: int, sleep: Callable[[float], None] = time.sleep) -> Progress:
     """Show a run's log as it is written, until the run has come to an end; return how it ended."""
     command = [str(programs() / "flwr"), "log", str(run_id), CONNECTION, "--stream"]
     with subprocess.Popen(command, env=dict(environment(home)), cwd=home.folder) as log:  # noqa: S603
         try:
             found = None
             while found is None or not found.finished:
+                if found is not None and log.poll() is not None:
+                    sleep(POLL_SECONDS)  # the log ended, and the run has not: the server was too busy to show it
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     log.wait(POLL_SECONDS)  # it ends soon after the run
                 found = progress(home, run_id)

@@ -16,7 +16,7 @@ from metarec_shared.exposition import serve_figures
 from server.coordinator.home import Home
 from server.coordinator.init import initialize
 from server.coordinator.metrics import CoordinatorCollector
-from server.coordinator.runs import run_id_of, run_names, start_run
+from server.coordinator.runs import POLL_SECONDS, follow, run_id_of, run_names, start_run
 from tests.fake_flwr import FakeFlower
 from tests.small import small_settings
 
@@ -127,6 +127,20 @@ def test_a_run_waits_for_the_one_that_is_under_way(home: Home, fake_flwr: FakeFl
     with pytest.raises(FederationError, match="run second is under way"):
         start_run(home, "third", small_settings())
     assert not (home.runs / "third.toml").exists()
+
+
+def test_a_run_whose_log_ends_before_it_is_asked_after_now_and_then(home: Home, fake_flwr: FakeFlower) -> None:
+    fake_flwr.say("log")
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            fake_flwr.say("list", runs=[{"run-id": "102", "status": "finished:completed", "status-details": "N/A"}])
+
+    fake_flwr.say("list", runs=[{"run-id": "102", "status": "running", "status-details": "N/A"}])
+    assert follow(home, 102, wait).finished
+    assert waits == [POLL_SECONDS] * 3
 
 
 def test_a_started_run_is_known_by_its_name(home: Home, fake_flwr: FakeFlower) -> None:

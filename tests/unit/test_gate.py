@@ -7,7 +7,7 @@ import pytest
 
 from server.coordinator.flower import environment
 from server.coordinator.home import Home
-from server.coordinator.superlink import MOST_BYTES, SIGNED, Gate
+from server.coordinator.superlink import MOST_BYTES, SIGNED, Gate, patient
 
 OPERATORS = ["/v1/control/start-run", "/v1/runtime/pull-task", "/docs", "/health", "/"]
 NODES = "/v1/fleet/pull-messages"
@@ -89,3 +89,12 @@ def test_the_environment_cannot_move_where_requests_come_from(tmp_path: Any, mon
     monkeypatch.setenv("FLWR_INTERNAL_GRPC_CONTROL_API", "1")
     found = environment(Home(tmp_path))
     assert not [name for name in found if name.startswith(("FORWARDED", "FLWR_INTERNAL"))]
+
+
+def test_requests_wait_for_the_database_longer_than_flower_has_them() -> None:
+    from flwr.supercore.constant import SQLITE_PRAGMAS
+
+    pragmas = dict(patient(SQLITE_PRAGMAS))
+    assert pragmas.keys() == dict(SQLITE_PRAGMAS).keys()
+    assert int(pragmas.pop("busy_timeout")) > 5 * int(dict(SQLITE_PRAGMAS)["busy_timeout"])
+    assert pragmas.items() <= dict(SQLITE_PRAGMAS).items()
