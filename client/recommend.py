@@ -20,7 +20,7 @@ def recommend(model: BertRecommender, profile: Profile, top_k: int) -> list[tupl
     What follows a history that is known to be in time, and is taken for whole, is predicted otherwise than what goes
     with one that may be in any order: the later of its items say more, so they stand oldest first.
     """
-    task = _task(profile)
+    task = task_of([profile])
     scores = model(task, adapt=len(profile.items) > 0)[0]
     scores[task.support[0]] = NEVER
     best = scores.topk(min(top_k, len(scores) - len(profile.items)))
@@ -40,15 +40,20 @@ def predicted_ratings(
         scale: Scale of the ratings that the model was trained with; None: it saw none.
     """
     E = model.item_vectors()
-    found = model.ratings(_task(profile), E[torch.tensor(positions, dtype=torch.int64)][None], E)
+    found = model.ratings(task_of([profile]), E[torch.tensor(positions, dtype=torch.int64)][None], E)
     if found is None or scale is None:
         return [None] * len(positions)
     return [scale.low + (scale.high - scale.low) * value for value in found[0].clamp(0.0, 1.0).tolist()]
 
 
-def _task(profile: Profile) -> TaskBatch:
+def task_of(profiles: Sequence[Profile]) -> TaskBatch:
+    """Return histories as tasks without query sets, padded."""
+    return pad([_task(profile) for profile in profiles])
+
+
+def _task(profile: Profile) -> Task:
     positions = np.array([item.position for item in profile.items], dtype=np.int64)
-    task = Task(
+    return Task(
         support=positions,
         support_mask=np.ones(len(positions), dtype=bool),
         feedback=np.array([item.feedback for item in profile.items], dtype=np.int64),
@@ -58,4 +63,3 @@ def _task(profile: Profile) -> TaskBatch:
         recency=np.arange(len(positions), 0, -1),
         attributes=np.array(profile.attributes, dtype=np.int64),
     )
-    return pad([task])

@@ -119,7 +119,7 @@ class ClosedForm(Adaptation):
         rates = F.softplus(values["raw_rates"]) if self.learned else self.rates()[None]
         rates = rates.expand(len(tasks), *rates.shape[1:])
         if self.weighs_evidence:
-            n = tasks.support_mask.sum(dim=1).to(rates.dtype).view(-1, *(1 for _ in rates.shape[1:]))
+            n = tasks.counted(rates.dtype).sum(dim=1).view(-1, *(1 for _ in rates.shape[1:]))
             rates = rates * n / (n + F.softplus(values["raw_evidence"]))
         return self.reaching(encoded, rates)
 
@@ -190,7 +190,7 @@ class GeneratedUserVector(UserVector):
 
     def start(self, h: Tensor, rows: Tensor, tasks: TaskBatch) -> Tensor:
         """Return the generated user vectors."""
-        adapted: Tensor = self.hypernetwork(h, rows, tasks.support_mask)
+        adapted: Tensor = self.hypernetwork(h, rows, tasks.counted(h.dtype))
         return adapted
 
 

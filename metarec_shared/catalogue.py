@@ -68,6 +68,15 @@ class Catalogue:
         )
 
 
+def joined(first: Catalogue, second: Catalogue) -> Catalogue:
+    """Return the items of both, those of ``second`` behind those of ``first``."""
+    return Catalogue(
+        item_ids=first.item_ids + second.item_ids,
+        titles=first.titles + second.titles,
+        texts=first.texts + second.texts,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingItems:
     """The public catalogue and the part of it that training may know.

@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2Model
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from metarec_shared.settings import ModelSettings
-from metarec_shared.user_encoder import HIDDEN
+from metarec_shared.user_encoder import HIDDEN, times_there
 
 POSITIONS = 64
 """Positions that GPT-2 tells apart, the state token's first; what comes later shares the last."""
@@ -51,6 +51,7 @@ def read_causally(
     feedback: Int[Tensor, "users items"],
     visible: Bool[Tensor, "users items"],
     recency: Int[Tensor, "users items"] | None = None,
+    weights: Float[Tensor, "users items"] | None = None,
 ) -> Float[Tensor, "users tokens width"]:
     """Return GPT-2's output at every token, the state token first, then the items as they stand in ``inputs``.
 
@@ -60,11 +61,14 @@ def read_causally(
         feedback: Their feedback levels.
         visible: Which of them may be read; the output at another one means nothing.
         recency: Their ranks in time, 1 for the newest; None: they stand in time order.
+        weights: How often each of them is read by the others; None: once.
     """
     time = _time(visible, recency)
     shown = torch.cat([visible.new_ones(len(visible), 1), visible], dim=1)
     seen = (time[:, None, :] <= time[:, :, None]) & shown[:, None, :]
     mask = torch.where(seen, 0.0, HIDDEN).to(inputs.dtype)[:, None]
+    if weights is not None:
+        mask = mask + times_there(weights, mask.shape[-1])[:, None, None, :]
     positions = (seen.sum(dim=2) - 1).clamp(max=POSITIONS - 1)
     state = feedback.new_full((len(feedback), 1), _STATE)
     types = torch.cat([torch.zeros_like(state), feedback], dim=1) + _FIRST_LEVEL

@@ -49,8 +49,9 @@ class Support(NamedTuple):
     @classmethod
     def of(cls, tasks: TaskBatch, dtype: torch.dtype) -> "Support":
         """Return the support sets of ``tasks``; an item that support dropout hides has weight 0."""
-        mask = tasks.support_mask.to(dtype)
-        return cls(tasks.support, mask / mask.sum(dim=1, keepdim=True).clamp(min=1.0))
+        counted = tasks.counted(dtype)
+        size = counted.sum(dim=1, keepdim=True)
+        return cls(tasks.support, counted / torch.where(size > 0, size, 1.0))
 
 
 def scores(h: Float[Tensor, "users width"], items: Items) -> Float[Tensor, "users items"]:

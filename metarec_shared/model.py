@@ -102,7 +102,7 @@ class BertRecommender(nn.Module):
         inputs = seen if tasks.dropout is None else seen * tasks.dropout[:, :-1]
         feedback = self.levels(tasks.feedback)
         if isinstance(self.encoder, GPT2Model):
-            outputs = read_causally(self.encoder, inputs, feedback, tasks.support_mask, tasks.recency)
+            outputs = read_causally(self.encoder, inputs, feedback, tasks.support_mask, tasks.recency, tasks.weights)
             encoded = last_output(outputs, tasks.support_mask, tasks.recency)
         else:
             recency = self.ranks(tasks.recency, tasks.support)
@@ -115,6 +115,7 @@ class BertRecommender(nn.Module):
                 state=self.states(tasks) if self.order_aware else None,
                 attributes=self.attributes(tasks.attributes),
                 joined=joined and not self.has_adapters,
+                weights=tasks.weights,
             )
         return encoded if tasks.dropout is None else encoded * tasks.dropout[:, -1]
 
@@ -155,9 +156,9 @@ class BertRecommender(nn.Module):
     def regressed(self, scored: Float[Tensor, "users items"], tasks: TaskBatch) -> Float[Tensor, "users items"]:
         """Add what is predicted of each user's support set beside the model, by whatever the model has for it."""
         for order, regressions in self.regressions.items():
-            mask = tasks.support_mask & tasks.in_order(order)[:, None]
+            counted = tasks.counted(scored.dtype) * tasks.in_order(order)[:, None]
             for regression in regressions:
-                scored = scored + regression.blended(tasks.support, mask)
+                scored = scored + regression.blended(tasks.support, counted)
         if self.start_prior is not None:
             scored = scored + self.start_prior.blended(tasks)
         if self.text_kernel is not None:

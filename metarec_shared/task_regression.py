@@ -49,7 +49,7 @@ from typing import Literal
 import numpy as np
 import scipy.sparse as sp
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -248,15 +248,17 @@ class TaskRegression:
     by_text: TextWeights | None = None
 
     def predictions(
-        self, support: Int[Tensor, "users support"], mask: Bool[Tensor, "users support"]
+        self,
+        support: Int[Tensor, "users support"],
+        counted: Num[Tensor, "users support"] | Bool[Tensor, "users support"],
     ) -> Float[Tensor, "users items"]:
         """Return x B, what is expected of every item to be in the query set; 0 for an empty support set.
 
         Args:
             support: Catalogue positions of the support items, oldest first where there is a decay; padding may be any.
-            mask: Which of them count.
+            counted: How often each of them counts, or whether it does; 0 for padding.
         """
-        rows, counted = support.masked_fill(~mask, 0), mask.to(self.weights.dtype)
+        rows, counted = support.masked_fill(counted == 0, 0), counted.to(self.weights.dtype)
         if self.decay < 1:
             later = counted.flip(1).cumsum(dim=1).flip(1) - counted
             counted = counted * self.decay**later
@@ -268,10 +270,10 @@ class TaskRegression:
         return scored
 
     def blended(
-        self, support: Int[Tensor, "users support"], mask: Bool[Tensor, "users support"]
+        self, support: Int[Tensor, "users support"], counted: Float[Tensor, "users support"]
     ) -> Float[Tensor, "users items"]:
         """Return what is added to a model's scores: predictions by the blend of each support set's size."""
-        return blend_of_size(self.blends, mask.sum(dim=1))[:, None] * self.predictions(support, mask)
+        return blend_of_size(self.blends, counted.sum(dim=1))[:, None] * self.predictions(support, counted)
 
     def to(self, device: torch.device) -> "TaskRegression":
         """Return the regression on ``device``."""
@@ -375,21 +377,22 @@ def _fit_text_weights(B: Float[Tensor, "items items"], text: Float[Tensor, "item
     )
 
 
-def blend_of_size(blends: Mapping[int, float], wanted: Int[Tensor, " users"]) -> Float[Tensor, " users"]:
+def blend_of_size(blends: Mapping[int, float], wanted: Num[Tensor, " users"]) -> Float[Tensor, " users"]:
     """Return the blend of each size that is wanted, from blends by size: between them linear, beyond them constant."""
     sizes = sorted(blends)
     weights = between_sizes(sizes, wanted)
     return weights @ weights.new_tensor([blends[size] for size in sizes])
 
 
-def between_sizes(sizes: Sequence[int], wanted: Int[Tensor, " users"]) -> Float[Tensor, "users sizes"]:
+def between_sizes(sizes: Sequence[int], wanted: Num[Tensor, " users"]) -> Float[Tensor, "users sizes"]:
     """Return the weights by which values at ``sizes``, ascending, are interpolated linearly; beyond them constant."""
+    like = {"dtype": wanted.dtype if wanted.is_floating_point() else torch.float32, "device": wanted.device}
     if len(sizes) == 1:
-        return torch.ones(len(wanted), 1, device=wanted.device)
-    knots = torch.tensor(sizes, dtype=torch.float32, device=wanted.device)
+        return torch.ones(len(wanted), 1, **like)
+    knots = torch.tensor(sizes, **like)
     place = wanted.to(knots).clamp(knots[0], knots[-1])
     right = torch.searchsorted(knots, place).clamp(min=1, max=len(sizes) - 1)
     left = right - 1
     share = (place - knots[left]) / (knots[right] - knots[left])
-    weights = torch.zeros(len(wanted), len(sizes), device=wanted.device)
+    weights = torch.zeros(len(wanted), len(sizes), **like)
     return weights.scatter(1, left[:, None], 1 - share[:, None]).scatter(1, right[:, None], share[:, None])

@@ -48,6 +48,8 @@ class TaskBatch(Batch):
         query_feedback: Level of each query item's rating, as ``feedback``; None outside meta-training.
         attributes: Hash of each attribute of the user, 0 where it is hidden or not told; None: nobody tells any.
         perturbation: What is added to the support items' vectors as the user encoder reads them; None: nothing.
+        weights: How often each support item counts, in everything that is made of the support set: 0 as if it were not
+            there, 1 once, anything between; None: once. Scores are differentiated in it to explain them.
     """
 
     support: Int[Tensor, "users support"]
@@ -63,9 +65,15 @@ class TaskBatch(Batch):
     query_feedback: Int[Tensor, "users query"] | None = None
     attributes: Int[Tensor, "users columns"] | None = None
     perturbation: Float[Tensor, "users support width"] | None = None
+    weights: Float[Tensor, "users support"] | None = None
 
     def __len__(self) -> int:
         return len(self.support)
+
+    def counted(self, dtype: torch.dtype) -> Float[Tensor, "users support"]:
+        """Return how often each support item counts; padding does not."""
+        mask = self.support_mask.to(dtype)
+        return mask if self.weights is None else mask * self.weights.to(dtype)
 
     def in_order(self, order: Order) -> Bool[Tensor, " users"]:
         """Mark the users whose history is read in an order."""

@@ -86,12 +86,12 @@ class TextKernel:
 
     def blended(self, tasks: TaskBatch) -> Float[Tensor, "users items"]:
         """Return what is added to a model's scores."""
-        support = tasks.support.masked_fill(~tasks.support_mask, 0)
+        support, counts = tasks.support.masked_fill(~tasks.support_mask, 0), tasks.counted(self.least.dtype)
         counted = self.least[support]
         for order, blends in self.blends.items():
-            of_size = blend_of_size(blends, tasks.support_mask.sum(dim=1)) * tasks.in_order(order)
+            of_size = blend_of_size(blends, counts.sum(dim=1)) * tasks.in_order(order)
             counted = torch.maximum(counted, of_size[:, None])
-        return self._sum(support, counted * tasks.support_mask)
+        return self._sum(support, counted * counts)
 
     def to(self, device: torch.device) -> "TextKernel":
         """Return the kernel on ``device``."""

@@ -45,6 +45,7 @@ def read_support(
     state: Int[Tensor, " users"] | None = None,
     attributes: Attributes | None = None,
     joined: bool = False,
+    weights: Float[Tensor, "users support"] | None = None,
 ) -> Float[Tensor, "users width"]:
     """Return BERT's output at the state token, which stands before the user's attributes and the support items.
 
@@ -58,9 +59,12 @@ def read_support(
         attributes: What the users tell of themselves, one token an attribute, for an encoder that has words for them.
         joined: Whether a layer's projections may be joined in one product and its attention be one kernel: faster, and
             the same to rounding, but single layers cannot be watched and it can be differentiated only once.
+        weights: How often each support item is there, which is what softmax makes of it; None: once.
     """
     hidden = _embedded(encoder, inputs, feedback, recency, state, attributes)
     mask = _mask(visible if attributes is None else torch.cat([attributes.told, visible], dim=1), hidden.dtype)
+    if weights is not None:
+        mask = mask + times_there(weights, mask.shape[-1])[:, None, None, :]
     attend = _attend_joined if joined else _attend
     *layers, last = encoder.encoder.layer
     for layer in layers:
@@ -132,6 +136,14 @@ def _mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the additive mask of the tokens that may be read, of which the state token is one."""
     shown = torch.cat([visible.new_ones(len(visible), 1), visible], dim=1)
     return torch.where(shown, 0.0, HIDDEN).to(dtype)[:, None, None, :]
+
+
+def times_there(weights: Float[Tensor, "users support"], tokens: int) -> Float[Tensor, "users tokens"]:
+    """Return what attention to tokens, of which the support items are the last, is added where each is there so often.
+
+    A token that is there w times has w times its softmax weight: log w is added, as good as -inf for none.
+    """
+    return F.pad(weights.clamp(min=torch.finfo(weights.dtype).tiny).log(), (tokens - weights.shape[1], 0))
 
 
 def _attend(layer: nn.Module, asking: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ References:
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -36,18 +36,17 @@ class Hypernetwork(nn.Module):
         self,
         h: Float[Tensor, "users width"],
         rows: Float[Tensor, "users support width"],
-        mask: Bool[Tensor, "users support"],
+        counted: Float[Tensor, "users support"],
     ) -> Float[Tensor, "users width"]:
         """Return the adapted user vectors.
 
         Args:
             h: Where users start.
             rows: Vectors of their support items.
-            mask: Which of these are real.
+            counted: How often each of these counts, 0 for padding.
         """
-        real = mask.to(h.dtype)
-        size = real.sum(dim=1, keepdim=True)
-        z = (torch.relu(self.reads(rows)) * real[:, :, None]).sum(dim=1) / size.clamp(min=1.0)
+        size = counted.sum(dim=1, keepdim=True)
+        z = (torch.relu(self.reads(rows)) * counted[:, :, None]).sum(dim=1) / torch.where(size > 0, size, 1.0)
         gamma, beta = self.writes(z).chunk(2, dim=1)
         adapted: Tensor = h + (size > 0) * (gamma * h + beta)
         return adapted

@@ -1,0 +1,127 @@
+"""What a user did, as an app tells it: items by id or title, by choice with a rating and a time."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from client.history import Item, Profile
+from metarec_shared.catalogue import Catalogue
+from metarec_shared.dataset import RatingScale
+from metarec_shared.errors import DataError
+from metarec_shared.feedback import feedback_levels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interaction:
+    """One interaction of a user.
+
+    Attributes:
+        item: An item's id, or its exact title.
+        rating: On the model's scale; None: none was given.
+        time: Grows with time, seconds since 1970 say; None: not known.
+    """
+
+    item: str
+    rating: float | None = None
+    time: float | None = None
+
+
+Told = str | tuple[str] | tuple[str, float | None] | tuple[str, float | None, float | None] | Interaction
+"""An interaction as an app may write it: an item, or an item, a rating and a time."""
+
+
+def interactions_of(history: Iterable[Told]) -> list[Interaction]:
+    """Read a history that an app wrote.
+
+    Raises:
+        DataError: An entry is none, or a rating or a time is no finite number.
+    """
+    return [_interaction(told, place) for place, told in enumerate(history, start=1)]
+
+
+def profile_of(
+    interactions: Sequence[Interaction],
+    catalogue: Catalogue,
+    scale: RatingScale | None,
+    attributes: Sequence[int] = (),
+) -> Profile:
+    """Return a history as the model reads it.
+
+    An item that is named again counts once: when it was last, with the rating it then got. Where every interaction has
+    a time the history is put in their order, oldest first.
+
+    Args:
+        interactions: The history.
+        catalogue: Where ids and titles are looked up, ids first; what it lacks is skipped.
+        scale: Scale of the ratings; None: the model was trained without ratings, and they are ignored.
+        attributes: Hashes of what the user tells of himself.
+
+    Raises:
+        DataError: A rating is off the scale, only some interactions have a time, or several items bear a title.
+    """
+    timed = [one.time is not None for one in interactions]
+    if any(timed) and not all(timed):
+        raise DataError(
+            f"history, interaction {timed.index(not timed[0]) + 1}: either every interaction has a time or none has"
+        )
+    order = sorted(interactions, key=lambda one: one.time or 0.0)  # stable: as they came where no time is known
+    items: dict[int, Item] = {}
+    skipped: list[str] = []
+    for one in order:
+        position = position_of(one.item, catalogue)
+        if position is None:
+            skipped.append(one.item)
+            continue
+        before = items.pop(position, None)
+        level = _level(one, scale)
+        if level == 0 and before is not None:
+            level = before.feedback
+        items[position] = Item(position=position, feedback=level)
+    in_time = bool(interactions) and all(timed)
+    return Profile(items=list(items.values()), skipped=skipped, attributes=attributes, in_time=in_time)
+
+
+def position_of(name: str, catalogue: Catalogue) -> int | None:
+    """Return the position of the item that bears an id or a title; None: there is none.
+
+    Raises:
+        DataError: Several items bear the title.
+    """
+    if name in catalogue.index:
+        return catalogue.index[name]
+    positions = catalogue.positions_by_title.get(name, [])
+    if len(positions) > 1:
+        ids = ", ".join(catalogue.item_ids[position] for position in positions)
+        raise DataError(f"{len(positions)} items bear the title {name!r}; give one of their ids: {ids}")
+    return positions[0] if positions else None
+
+
+def _interaction(told: Told, place: int) -> Interaction:
+    where = f"history, interaction {place}"
+    match told:
+        case Interaction():
+            one = told
+        case str():
+            one = Interaction(item=told)
+        case (str() as item, *rest) if len(rest) <= 2:
+            rating, time = (*rest, None, None)[:2]
+            one = Interaction(item=item, rating=rating, time=time)
+        case _:
+            raise DataError(f"{where}: must be an item, or an item, a rating and a time, got {told!r}")
+    for name, value in (("rating", one.rating), ("time", one.time)):
+        wrong = isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating)
+        if value is not None and (wrong or not math.isfinite(value)):
+            raise DataError(f"{where}: {name} must be a finite number, got {value!r}")
+    return one
+
+
+def _level(one: Interaction, scale: RatingScale | None) -> int:
+    if one.rating is None or scale is None:
+        return 0
+    if not scale.low <= one.rating <= scale.high:
+        raise DataError(
+            f"history, item {one.item!r}: rating must be between {scale.low:g} and {scale.high:g}, got {one.rating:g}"
+        )
+    return int(feedback_levels(np.array([one.rating], dtype=np.float32), scale)[0])

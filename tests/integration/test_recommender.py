@@ -1,0 +1,254 @@
+"""The Python API on a model that a federation trained."""
+
+import json
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from client.history import read_history
+from client.interaction import Interaction
+from client.recommend import recommend
+from client.recommender import Item, Recommender
+from metarec_shared.errors import CheckpointError, DataError, MetaRecError
+from tests.integration.test_in_process_federation import run
+from tests.small import small_settings
+
+HISTORY = [("b0003", 5.0), "b0007", ("Northern Map", 2.0)]
+TIMED = [("b0003", 5.0, 30.0), ("b0007", 2.0, 10.0), ("b0011", None, 20.0)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("model") / "run"
+    run(small_settings(run__out=str(out), federation__rounds=10, generator__users=120, evaluation__support=8))
+    return out
+
+
+@pytest.fixture
+def rec(folder: Path) -> Recommender:
+    return Recommender.load(folder)
+
+
+def listed(items: list[Any]) -> list[tuple[str, float]]:
+    return [(item.item_id, pytest.approx(item.score, abs=1e-5)) for item in items]
+
+
+@pytest.mark.parametrize(
+    ("history", "lines"),
+    [
+        (HISTORY, ["b0003\t5", "b0007", "Northern Map\t2"]),
+        (TIMED, ["b0003\t5\t30", "b0007\t2\t10", "b0011\t\t20"]),
+        ([Interaction(item="b0003", rating=1.5)], ["b0003\t1.5"]),
+        ([], []),
+    ],
+)
+def test_an_app_gets_what_the_command_recommends(rec: Recommender, history: Any, lines: list[str]) -> None:
+    profile = read_history(lines, rec.catalogue, rec.rating_scale, "history.txt")
+    found = rec.adapt(history).recommend(7)
+    expected = recommend(rec.state.model, profile, 7)
+    assert [item.item_id for item in found] == [rec.catalogue.item_ids[position] for position, _ in expected]
+    assert [item.score for item in found] == pytest.approx([score for _, score in expected], abs=1e-5)
+    assert found[0].title == rec.catalogue.titles[expected[0][0]]
+
+
+def test_many_users_at_once_are_as_one_by_one(rec: Recommender) -> None:
+    histories: list[Any] = [HISTORY, [], TIMED, ["b0001"], [f"b{n:04}" for n in range(2, 20)]] * 20
+    for history, user in zip(histories, rec.adapt_all(histories), strict=True):
+        assert listed(user.recommend(5)) == listed(rec.adapt(history).recommend(5))
+    assert rec.adapt_all([]) == []
+
+
+@pytest.mark.parametrize("history", [TIMED, HISTORY])
+def test_an_update_is_adaptation_to_the_union(rec: Recommender, history: Any) -> None:
+    more: list[Any] = [("b0021", 4.0, 5.0)] if history is TIMED else [("b0021", 4.0)]
+    user = rec.adapt(history)
+    before = user.recommend(10)
+    assert user.update(more) is user
+    assert listed(user.recommend(10)) == listed(rec.adapt([*history, *more]).recommend(10))
+    assert listed(user.recommend(10)) != listed(before)
+    assert len(user.history) == 4
+
+
+def test_an_item_that_is_named_again_counts_once_with_its_last_rating(rec: Recommender) -> None:
+    again = rec.adapt([("b0003", 1.0), "b0007", ("b0003", 5.0)])
+    assert listed(again.recommend(5)) == listed(rec.adapt(["b0007", ("b0003", 5.0)]).recommend(5))
+
+
+def test_what_makes_no_sense_is_said_and_changes_nothing(rec: Recommender) -> None:
+    user = rec.adapt(TIMED)
+    before = listed(user.recommend(5))
+    wrong: list[tuple[Any, str]] = [
+        (["b0001"], "interaction 4: either every interaction has a time or none has"),
+        ([("b0001", 9.0, 1.0)], "item 'b0001': rating must be between 1 and 5, got 9"),
+        ([("b0001", float("nan"), 1.0)], "interaction 1: rating must be a finite number, got nan"),
+        ([("b0001", None, "now")], "interaction 1: time must be a finite number, got 'now'"),
+        ([17], "must be an item, or an item, a rating and a time, got 17"),
+        ([("b0001", 1.0, 2.0, 3.0)], "must be an item"),
+    ]
+    for told, said in wrong:
+        with pytest.raises(DataError, match=said):
+            user.update(told)
+    assert listed(user.recommend(5)) == before
+    with pytest.raises(DataError, match="the model reads no attributes"):
+        rec.adapt([], attributes={"gender": "F"})
+
+
+def test_what_the_catalogue_lacks_is_skipped_and_said(rec: Recommender) -> None:
+    user = rec.adapt(["nowhere", *HISTORY])
+    assert user.skipped == ["nowhere"]
+    assert listed(user.recommend(3)) == listed(rec.adapt(HISTORY).recommend(3))
+
+
+def test_lists_hold_what_may_be_in_them(rec: Recommender) -> None:
+    user = rec.adapt(HISTORY)
+    every = [item.item_id for item in user.recommend(1000)]
+    assert len(every) == len(rec.catalogue) - 3
+    assert not {"b0003", "b0007", "b0002"} & set(every)
+    assert len(user.recommend(1000, include_known=True)) == len(rec.catalogue)
+    best = every[:4]
+    assert [item.item_id for item in user.recommend(2, exclude=[best[0], "nowhere"])] == best[1:3]
+    assert [item.item_id for item in user.recommend(5, candidates=[best[3], best[1], "b0003"])] == [best[1], best[3]]
+
+    def odd(item: Item) -> bool:
+        return int(item.item_id[1:]) % 2 == 1
+
+    assert [item.item_id for item in user.recommend(6, filter=odd)] == [i for i in every if int(i[1:]) % 2][:6]
+    assert user.recommend(5, candidates=[]) == []
+    with pytest.raises(DataError, match="k must be at least 1, got 0"):
+        user.recommend(0)
+
+
+def test_popularity_counts_as_much_as_wanted(rec: Recommender) -> None:
+    user, bias = rec.adapt(HISTORY), rec.state.model.item_bias.tolist()
+    whole = {item.item_id: item.score for item in user.recommend(50)}
+    without = {item.item_id: item.score for item in user.recommend(50, popularity=0.0)}
+    for item, score in whole.items():
+        assert without[item] == pytest.approx(score - bias[rec.catalogue.index[item]], abs=1e-5)
+
+
+def test_a_saved_user_comes_back(rec: Recommender, tmp_path: Path) -> None:
+    user, file = rec.adapt([*TIMED, ("nowhere", 3.0, 1.0)]), tmp_path / "user.json"
+    user.save(file)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    back = rec.user(file)
+    assert listed(back.recommend(5)) == listed(user.recommend(5))
+    assert back.skipped == ["nowhere"], "a later catalogue may hold it"
+    assert back.history == user.history
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda file: file.write_text(file.read_text()[:-20]), "cannot read a user"),
+        (lambda file: file.write_text(json.dumps({"format": 9})), "format 9 is not the format 1"),
+        (lambda file: file.write_text(json.dumps({"format": 1, "interactions": [{"what": 1}]})), "cannot read a user"),
+        (lambda file: file.chmod(0o644), "others may read it; chmod 600"),
+        (lambda file: file.unlink(), "cannot read a user"),
+    ],
+)
+def test_a_user_file_that_is_none_is_refused(
+    rec: Recommender, tmp_path: Path, change: Callable[[Path], object], said: str
+) -> None:
+    rec.adapt(HISTORY).save(tmp_path / "user.json")
+    change(tmp_path / "user.json")
+    with pytest.raises(DataError, match=said):
+        rec.user(tmp_path / "user.json")
+
+
+def test_similar_items_are_those_of_like_text(rec: Recommender) -> None:
+    found = rec.similar_items("b0005", 6)
+    text = torch.nn.functional.normalize(rec.state.model.text, dim=1)
+    cosines = text @ text[rec.catalogue.index["b0005"]]
+    best = [p for p in cosines.argsort(descending=True).tolist() if p != rec.catalogue.index["b0005"]][:6]
+    assert [item.item_id for item in found] == [rec.catalogue.item_ids[p] for p in best]
+    assert [item.score for item in found] == pytest.approx(cosines[best].tolist(), abs=1e-6)
+    with pytest.raises(DataError, match="no item 'nowhere' in a catalogue of 40"):
+        rec.similar_items("nowhere")
+
+
+def test_an_added_item_is_there_at_once_by_its_text(rec: Recommender) -> None:
+    user = rec.adapt(["b0005", "b0009", "new"])
+    assert user.skipped == ["new"]
+    twin = rec.catalogue.texts[rec.catalogue.index["b0005"]]
+    rec.add_items({"new": twin + " again", "other": "Nothing like it"}, titles={"other": "Other"})
+    assert rec.catalogue.titles[-2:] == (twin + " again", "Other")
+    assert user.skipped == []
+    assert "new" in [item.item_id for item in user.recommend(100, include_known=True)]
+    assert rec.similar_items("new", 3)[0].score > 0.5
+    rec.add_items({"third": twin})
+    assert rec.similar_items("third", 1)[0].item_id == "b0005"
+    everything = user.recommend(100, candidates=["third"])
+    assert [item.item_id for item in everything] == ["third"]
+    wrong: list[tuple[Any, Any, str]] = [
+        ({"new": "x"}, None, "has items of these ids: new"),
+        ({"b0001": "x"}, None, "has items of these ids: b0001"),
+        ({"empty": " "}, None, "got none for 'empty'"),
+        ({"a": "x"}, {"b": "X"}, "titles of items that are not added: b"),
+    ]
+    for texts, titles, said in wrong:
+        with pytest.raises(DataError, match=said):
+            rec.add_items(texts, titles=titles)
+    assert len(rec.catalogue) == 43
+
+
+def test_items_are_not_added_by_another_encoder(rec: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metarec_shared.other_catalogue.SAME_VECTOR", -1.0)
+    with pytest.raises(MetaRecError, match="here builtin gives other vectors"):
+        rec.add_items({"new": "text"})
+    assert len(rec.catalogue) == 40
+
+
+def test_diverse_and_fresh_lists(rec: Recommender) -> None:
+    user = rec.adapt(HISTORY)
+    plain = user.recommend(5)
+    assert listed(user.recommend(5, diversity=0.0, fresh={"b0001": 1.0}, freshness=0.0)) == listed(plain)
+    assert user.recommend(5, diversity=0.3)[0].item_id == plain[0].item_id
+
+    def alike(items: list[Any]) -> float:
+        unit = torch.nn.functional.normalize(rec.state.vectors[[rec.catalogue.index[i.item_id] for i in items]], dim=1)
+        return float((unit @ unit.T).mean())
+
+    assert alike(user.recommend(5, diversity=0.9)) < alike(plain)
+    last = user.recommend(30)[-1].item_id
+    assert user.recommend(5, fresh={last: 1.0}, freshness=1.0)[0].item_id == last
+    with pytest.raises(DataError, match=r"diversity must be from 0 to 1, got 1\.5"):
+        user.recommend(5, diversity=1.5)
+
+
+def test_explanations_are_in_words_and_name_the_history(rec: Recommender) -> None:
+    user = rec.adapt(HISTORY)
+    explanation = user.explain(user.recommend(1)[0].item_id)
+    assert {one.item_id for one in explanation.influences} == {"b0003", "b0007", "b0002"}
+    values = [one.influence for one in explanation.influences]
+    assert values == sorted(values, reverse=True)
+    first = explanation.influences[0]
+    expected = f"because of {first.title}" if first.influence > 0 else "nothing in your history speaks for it"
+    assert expected in str(explanation)
+    assert rec.adapt([]).explain("b0001").influences == []
+    with pytest.raises(DataError, match="no item 'nowhere'"):
+        user.explain("nowhere")
+
+
+def test_threads_share_a_model_and_a_user(rec: Recommender) -> None:
+    user, expected = rec.adapt(HISTORY), listed(rec.adapt(HISTORY).recommend(5))
+
+    def use(number: int) -> bool:
+        if number == 20:
+            rec.add_items({f"new-{number}": "a text"})
+        if number % 3 == 0:
+            return rec.adapt(TIMED).explain("b0001") is not None
+        found = user.recommend(5, exclude=["new-20"])
+        return listed(found) == expected or len(rec.catalogue) == 41
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(use, range(60)))
+
+
+def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no such file; wanted the folder of a run"):
+        Recommender.load(tmp_path)

@@ -1,0 +1,125 @@
+"""Influences against finite differences, and against adapting anew without an item, in every way a model can adapt."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from client.explain import differentiable, influences, without_each
+from metarec_shared.model import BertRecommender
+from metarec_shared.settings import AdaptationSettings
+from metarec_shared.start_prior import StartPrior
+from metarec_shared.task_regression import TaskRegression
+from metarec_shared.tasks import TaskBatch
+from metarec_shared.text_kernel import TextKernel
+from tests.small import ITEMS, SMALL_MODEL, TEXT, small_model
+
+ADAPTATIONS: list[dict[str, Any]] = [
+    {"method": "meta-sgd", "steps": 1},
+    {"method": "maml", "steps": 3},
+    {"method": "fomaml", "steps": 2},
+    {"method": "reptile", "steps": 2},
+    {"method": "proximal", "steps": 600, "learning_rate": 0.05},
+    {"method": "hypernetwork"},
+    {"method": "maml", "steps": 2, "parameters": "head"},
+    {"method": "maml", "steps": 1, "parameters": "lora"},
+    {"method": "maml", "steps": 1, "parameters": "all"},
+    {"method": "meta-sgd", "encoder": "gpt2"},
+]
+
+
+def a_model(adaptation: dict[str, Any]) -> BertRecommender:
+    """Return a model that has everything that can be added to its scores."""
+    own = {name: value for name, value in adaptation.items() if name != "encoder"}
+    sizes = replace(SMALL_MODEL, encoder=adaptation.get("encoder", "bert"))
+    model = small_model(AdaptationSettings(**own), sizes=sizes)
+    draw = torch.Generator().manual_seed(1)
+    weights = torch.randn(ITEMS, 5, generator=draw, dtype=torch.float64)
+    neighbours = torch.randint(0, ITEMS, (ITEMS, 5), generator=draw)
+    for order, decay in (("random", 1.0), ("time", 0.8)):
+        one = TaskRegression(neighbours=neighbours, weights=weights, blends={1: 0.5, 3: 1.0, 8: 2.0}, decay=decay)
+        model.regressions = {**model.regressions, order: [one]}
+    logs = torch.randn(2, ITEMS, generator=draw, dtype=torch.float64)
+    model.start_prior = StartPrior(sizes=(1, 9), logs=logs, blends=(1.0, 0.5))
+    text = torch.randn(ITEMS, TEXT, generator=draw, dtype=torch.float64)
+    model.text_kernel = TextKernel.over(text, 4.0, blends={"random": {1: 1.0, 10: 3.0}, "time": {1: 2.0}})
+    return model
+
+
+def a_task(*, in_time: bool) -> TaskBatch:
+    rng = np.random.default_rng(2)
+    support = torch.from_numpy(rng.permutation(ITEMS)[None, :6])
+    return TaskBatch(
+        support=support,
+        support_mask=torch.ones(1, 6, dtype=torch.bool),
+        feedback=torch.from_numpy(rng.integers(0, 6, (1, 6))),
+        query=support[:, :0],
+        query_mask=support[:, :0] > 0,
+        known=support,
+        in_time=torch.tensor([in_time]),
+        from_start=torch.tensor([in_time]),
+        recency=torch.arange(6, 0, -1)[None],
+    )
+
+
+@pytest.mark.parametrize("adaptation", ADAPTATIONS)
+@pytest.mark.parametrize("in_time", [False, True])
+def test_an_influence_is_the_derivative_in_an_items_weight(adaptation: dict[str, Any], in_time: bool) -> None:
+    model, task, position = a_model(adaptation), a_task(in_time=in_time), 4
+    E = model.item_vectors().detach()
+    found = influences(model, task, E, position)
+
+    def score(weights: torch.Tensor) -> float:
+        with torch.no_grad():
+            return float(model(replace(task, weights=weights[None]), E=E)[0, position])
+
+    ones, step = torch.ones(6, dtype=torch.float64), 1e-5
+    for place in range(6):
+        moved = step * torch.eye(6, dtype=torch.float64)[place]
+        slope = (score(ones + moved) - score(ones - moved)) / (2 * step)
+        tolerance = 2e-2 if adaptation["method"] == "proximal" else 1e-5  # that of the solution, which steps approach
+        assert float(found[place]) == pytest.approx(slope, rel=tolerance, abs=tolerance * float(found.abs().max()))
+
+
+@pytest.mark.parametrize("adaptation", ADAPTATIONS[:8])
+@pytest.mark.parametrize("in_time", [False, True])
+def test_an_item_of_no_weight_is_as_if_it_were_not_there(adaptation: dict[str, Any], in_time: bool) -> None:
+    model, task = a_model(adaptation), a_task(in_time=in_time)
+    E = model.item_vectors().detach()
+    with torch.no_grad():
+        whole = model(task, E=E)[0, 7]
+        lost = without_each(model, task, E, 7)
+        for place in range(6):
+            weights = torch.ones(1, 6, dtype=torch.float64)
+            weights[0, place] = 0.0
+            left = model(replace(task, weights=weights), E=E)[0, 7]
+            assert float(whole - lost[place]) == pytest.approx(float(left), abs=1e-9)
+
+
+def test_weights_of_one_change_nothing() -> None:
+    model, task = a_model({"method": "meta-sgd"}), a_task(in_time=True)
+    with torch.no_grad():
+        torch.testing.assert_close(model(replace(task, weights=torch.ones(1, 6))), model(task))
+
+
+def test_influences_rank_the_items_as_adapting_anew_does() -> None:
+    model, task = a_model({"method": "meta-sgd"}), a_task(in_time=False)
+    E = model.item_vectors().detach()
+    correlations = [
+        spearmanr(
+            influences(model, task, E, position).numpy(), without_each(model, task, E, position).numpy()
+        ).statistic
+        for position in range(ITEMS)
+    ]
+    assert np.mean(correlations) > 0.7
+
+
+def test_explaining_leaves_the_model_as_it_was() -> None:
+    model = a_model({"method": "fomaml"})
+    learner = model.adaptation.learner
+    assert differentiable(model) is not model
+    assert model.adaptation.learner is learner
+    assert differentiable(model).projection is model.projection
