@@ -71,13 +71,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     """Return what happened."""
     root = tmp_path_factory.mktemp("faults")
     parts = write_data(root / "whole", USERS, len(SITES))
-    with federation(root) as made, small_disk(root / "disk"):
+    with federation(root) as made, contextlib.ExitStack() as disks:
         ok(made.command("server", "init", made.home, "--port", str(made.port), "--catalogue", root / "whole"))
         made.start_server()
         for name, part in zip(SITES, parts, strict=True):
             make_site(made, name, "site")
             keep_ledger(made, name)
             fill(made.sites[name] / "data", name, part)
+            if name == "disk":
+                disks.enter_context(small_disk(made.sites[name]))
             made.start(name, **(lying(root) if name == "liar" else {}))
         try:
             made.wait_for(SITES)
@@ -88,11 +90,13 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """Mount a disk of 64 MB; skip where this account may not."""
+    """Put a folder on a disk of 64 MB; skip where this account may not mount one."""
+    before = folder.rename(folder.with_suffix(".before"))
     folder.mkdir(mode=0o700)
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "none", str(folder)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("this account may not mount a small disk")
+    shutil.copytree(before, folder, dirs_exist_ok=True)
     try:
         yield
     finally:
