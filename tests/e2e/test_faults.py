@@ -108,7 +108,9 @@ def fill(data: Path, site: str, part: pd.DataFrame) -> None:
     if site == "table":
         with sqlite3.connect(data / "shop.sqlite") as connection:
             part.to_sql("orders", connection, index=False)
-        (data / "source.toml").write_text(f'[interactions]\nurl = "sqlite:///{data}/shop.sqlite"\ntable = "orders"\n')
+        (data / "shop.url").touch(mode=0o600)
+        (data / "shop.url").write_text(f"sqlite:///{data}/shop.sqlite")
+        (data / "source.toml").write_text('[interactions]\nurl-file = "shop.url"\ntable = "orders"\n')
     elif site == "file":
         part.to_parquet(data / "interactions.parquet", index=False)
     else:
