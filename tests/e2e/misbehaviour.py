@@ -73,16 +73,19 @@ def change(reply: Any, lie: str) -> Any:
 
 
 def send_twice(supernode: ModuleType) -> None:
-    """Let the SuperNode send every reply a second time."""
+    """Let the SuperNode send every reply once more when it was sent."""
     push = supernode._push_messages
 
     def push_twice(state: Any, object_store: Any, send: Callable[..., Any], push_object: Callable[..., None]) -> None:
-        def twice(*reply: Any) -> Any:
-            first = send(*reply)
-            print(f"sent a second time: {send(*reply)}", flush=True)
-            return first
+        sent = []
 
-        push(state, object_store, twice, push_object)
+        def kept(*reply: Any) -> Any:
+            sent.append(reply)
+            return send(*reply)
+
+        push(state, object_store, kept, push_object)
+        for reply in sent:
+            print(f"sent once more: {send(*reply)}", flush=True)
 
     supernode._push_messages = push_twice
 
