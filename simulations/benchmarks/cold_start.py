@@ -53,10 +53,11 @@ def main(
     models: Annotated[str, typer.Option(help="Folders of runs, by commas; each with a seed of its own.")],
     data: Annotated[Path, typer.Option(help="Folder of the data that they were trained on.")],
     counts: Annotated[str, typer.Option(help="Numbers of interactions, by commas.")] = "0,1,2,3,5,10,20",
-    role: Annotated[Role, typer.Option(help="Whose users are judged.")] = Role.TEST,
+    validation: Annotated[bool, typer.Option(help="Judge validation users in place of test users.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for cold-start.json and cold-start.svg.")] = None,
 ) -> None:
     """Measure the quality of recommendations by the number of interactions."""
+    role = Role.VALIDATION if validation else Role.TEST
     sizes = [int(part) for part in counts.split(",")]
     found: dict[str, dict[int, dict[str, list[float]]]] = {}
     for folder in models.split(","):
@@ -70,7 +71,7 @@ def main(
             f"{METRIC} by number of interactions, {order} order, {len(models.split(','))} runs",
             ["interactions", *METHODS, "above the best other, in standard errors"],
             [[size, *(_shown(row[name]) for name in METHODS), f"{margin(row):+.1f}"] for size, row in rows.items()],
-            f"{role} users",
+            f"{role.name.lower()} users",
         )
     if out is not None:
         write_json(out / "cold-start.json", found)

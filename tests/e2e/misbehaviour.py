@@ -53,9 +53,12 @@ def answer_falsely(app: ModuleType) -> None:
 def change(reply: Any, lie: str) -> Any:
     """Return what goes out in place of a reply."""
     import numpy as np
+    import torch
     from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-    arrays = {name: array.numpy() for name, array in reply.array_records["arrays"].items()}
+    from metarec_shared import wire
+
+    arrays = {name: value.numpy() for name, value in wire.unpack_parameters(reply.array_records["arrays"]).items()}
     match lie:
         case "garbage":
             noise = Array(dtype="object", shape=(3,), stype="numpy.ndarray", data=os.urandom(1000))
@@ -68,7 +71,7 @@ def change(reply: Any, lie: str) -> Any:
             arrays = {name: 1e4 * value for name, value in arrays.items()}
         case "late":
             time.sleep(float(os.environ["METAREC_TEST_LATE"]))
-    reply["arrays"] = ArrayRecord({name: Array(value) for name, value in arrays.items()})
+    reply["arrays"] = wire.pack_parameters({name: torch.from_numpy(value) for name, value in arrays.items()})
     return reply
 
 
