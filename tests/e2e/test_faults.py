@@ -134,7 +134,9 @@ def lying(root: Path) -> dict[str, str]:
 def run(made: Federation) -> Story:
     """Run the federation, break things and mend them."""
     folder = made.home / "runs" / "faults"
-    values = PRIVATE_RUN | {"federation.min-nodes": 1, "federation.round-timeout": PATIENCE}
+    values = PRIVATE_RUN | {
+        "federation.min-nodes": 1, "federation.max-failures": 1.0, "federation.round-timeout": PATIENCE,
+    }  # fmt: skip
     more = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
     arguments = ["--name", "faults", "--rounds", str(ROUNDS), *options(federation__evaluate_every=ROUNDS)]
     ok(made.command("server", "run", made.home, *arguments, *more, "--detach"))
