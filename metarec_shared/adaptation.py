@@ -117,7 +117,7 @@ class ClosedForm(Adaptation):
         """
         values = {name: value[None] for name, value in self.rate_parameters().items()} if own is None else own
         rates = F.softplus(values["raw_rates"]) if self.learned else self.rates()[None]
-        rates = rates.expand(len(tasks), *rates.shape[1:])
+        rates = rates.expand(encoded.shape[0], *rates.shape[1:])
         if self.weighs_evidence:
             n = tasks.counted(rates.dtype).sum(dim=1).view(-1, *(1 for _ in rates.shape[1:]))
             rates = rates * n / (n + F.softplus(values["raw_evidence"]))

@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,49 @@ def write_private_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
     The folder is for its owner alone (mode 0700, its files 0600) from the start, and must not exist yet.
     """
+    with _temporary_folder(folder) as temporary:
+        write(temporary)
+        _settle(temporary, 0o600)
+        temporary.rename(folder)
+
+
+def write_public_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Do the same for a folder that everybody may read; one that exists is replaced.
+
+    An older folder is moved aside before the new one takes its name, and removed after it.
+    """
+    with _temporary_folder(folder) as temporary:
+        write(temporary)
+        _settle(temporary, 0o644)
+        temporary.chmod(0o755)
+        if not folder.exists():
+            temporary.rename(folder)
+            return
+        with _temporary_folder(folder) as aside:
+            folder.rename(aside)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                aside.rename(folder)
+                raise
+
+
+@contextmanager
+def _temporary_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder beside ``folder`` that is its owner's alone, and remove what is left under its name."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
     try:
-        write(temporary)
-        for path in temporary.iterdir():
-            path.chmod(0o600)
-            with path.open("rb") as written:
-                os.fsync(written.fileno())
-        temporary.rename(folder)
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _settle(folder: Path, mode: int) -> None:
+    for path in folder.iterdir():
+        path.chmod(mode)
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:

@@ -116,7 +116,7 @@ def _embedded(
 
     Words are looked up once, so that the norm of their table's gradient is one use's.
     """
-    zeros = feedback.new_zeros(len(inputs), 1)
+    zeros = feedback.new_zeros(inputs.shape[0], 1)
     words = zeros if state is None else state[:, None]
     types, before = zeros, zeros
     if attributes is not None:
@@ -134,7 +134,7 @@ def _embedded(
 
 def _mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the additive mask of the tokens that may be read, of which the state token is one."""
-    shown = torch.cat([visible.new_ones(len(visible), 1), visible], dim=1)
+    shown = torch.cat([visible.new_ones(visible.shape[0], 1), visible], dim=1)
     return torch.where(shown, 0.0, HIDDEN).to(dtype)[:, None, None, :]
 
 

@@ -1,0 +1,76 @@
+"""What ``metarec export`` does: read a run's model, build the graph, write the folder as a whole or not at all."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.export.exported import CATALOGUE_FILE, GRAPH_FILE, Exported, write_catalogue
+from client.export.graph import EdgeGraph, check_exportable
+from client.export.onnx_file import write_onnx
+from metarec_shared.checkpoint import load_checkpoint
+from metarec_shared.errors import DataError
+from metarec_shared.files import write_public_folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """How a model is exported.
+
+    Attributes:
+        int8: Whether weights and matrices are quantized to 8 bits.
+        neighbours: Weights of task regressions kept of each item, the largest; None: all.
+        top_k: Items recommended where nobody says how many.
+        replace: Whether an earlier export in the folder may be replaced.
+    """
+
+    int8: bool = False
+    neighbours: int | None = None
+    top_k: int = 10
+    replace: bool = False
+
+
+def export_onnx(run: Path, out: Path, choices: Choices) -> dict[str, int]:
+    """Export the model of a run; return the size of each file in bytes.
+
+    Args:
+        run: Folder of the run.
+        out: Folder that is made.
+        choices: How.
+
+    Raises:
+        CheckpointError: There is no usable model, or one that a graph cannot hold.
+        DataError: The folder exists, and may not be replaced or is no earlier export.
+        MetaRecError: What exports is not installed.
+    """
+    _check_free(out, replace=choices.replace)
+    checkpoint = load_checkpoint(run)
+    settings = checkpoint.settings
+    check_exportable(settings)
+    graph = EdgeGraph(checkpoint.full_model(), neighbours=choices.neighbours, int8=choices.int8)
+    attributes = settings.data.attribute_names if settings.model.attribute_buckets else None
+    exported = Exported(
+        catalogue=checkpoint.items.catalogue,
+        rating_scale=checkpoint.rating_scale,
+        attributes=None if attributes is None else tuple(attributes),
+        top_k=choices.top_k,
+    )
+
+    def write(folder: Path) -> None:
+        write_onnx(graph, folder / GRAPH_FILE, attributes=attributes is not None)
+        write_catalogue(exported, folder)
+
+    write_public_folder(out, write)
+    return {name: (out / name).stat().st_size for name in (GRAPH_FILE, CATALOGUE_FILE)}
+
+
+def _check_free(out: Path, *, replace: bool) -> None:
+    """Refuse a folder that holds what nobody said to replace, or what no export wrote."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise DataError(f"{out}: is a file; wanted a folder that does not exist yet")
+    found = {path.name for path in out.iterdir()}
+    strange = sorted(found - {GRAPH_FILE, CATALOGUE_FILE})
+    if strange:
+        raise DataError(f"{out}: holds {strange[0]}, which no export wrote; wanted a folder that does not exist yet")
+    if found and not replace:
+        raise DataError(f"{out}: holds an exported model already; --force replaces it")
