@@ -45,7 +45,7 @@ def write_onnx(graph: EdgeGraph, path: Path, *, attributes: bool) -> None:
         constants = [value.const_value for value in node.inputs if value is not None and value.is_initializer()]
         return False if any(one is not None and one.size > _FOLDED for one in constants) else None
 
-    with _quietly():
+    with _quietly(), torch.no_grad():  # with gradients, what differentiates an inner loop would be traced, too
         program = torch.onnx.export(
             graph.eval(),
             _example(attributes),
