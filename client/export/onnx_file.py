@@ -5,15 +5,20 @@ exporter's optimizer would store beside it or instead of it, is left for the run
 """
 
 import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from client.export.graph import EdgeGraph
 from metarec_shared.errors import MetaRecError
+
+if TYPE_CHECKING:
+    import onnx_ir
 
 INPUTS = ("items", "feedback", "mask", "in_time", "k")
 ATTRIBUTES = "attributes"
@@ -58,17 +63,36 @@ def write_onnx(graph: EdgeGraph, path: Path, *, attributes: bool) -> None:
         )
         assert program is not None
         onnxscript.optimizer.optimize_ir(program.model, should_fold=foldable)
-    model = program.model
+    _strip(program.model)
+    onnx_ir.save(program.model, path)
+
+
+def _strip(model: "onnx_ir.Model") -> None:
+    """Drop where each operator comes from, and call sizes by what they are sizes of."""
+    import onnx_ir
+
+    graph = model.graph
     model.producer_name, model.doc_string = "metarec", None
-    for node in model.graph.all_nodes():
+    graph.metadata_props.clear()
+    for node in graph.all_nodes():
         node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+    given = [*zip(graph.inputs[0].shape or (), ("users", "history"), strict=True)]
+    given += [*zip(graph.outputs[0].shape or (), ("users", "k"), strict=True)]
+    if len(graph.inputs) > len(INPUTS):
+        given += [*zip(graph.inputs[-1].shape or (), ("users", "columns"), strict=True)]
+    names = {str(size): name for size, name in given}
+    made = (value for node in graph.all_nodes() for value in node.outputs)
+    for value in (*graph.inputs, *graph.initializers.values(), *made):
         value.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    onnx_ir.save(model, path)
+        if value.shape is not None:
+            value.shape = onnx_ir.Shape([_renamed(size, names) for size in value.shape])
+
+
+def _renamed(size: "int | onnx_ir.SymbolicDim", names: Mapping[str, str]) -> int | str | None:
+    """Return a size, which may be a formula or unknown, in other names."""
+    if isinstance(size, int):
+        return size
+    return None if size.value is None else re.sub(r"\w+", lambda found: names.get(found[0], found[0]), size.value)
 
 
 def _example(attributes: bool) -> tuple[object, ...]:
@@ -81,15 +105,16 @@ def _example(attributes: bool) -> tuple[object, ...]:
 
 
 def _dynamic(attributes: bool) -> dict[str, object]:
-    any_size = torch.export.Dim.DYNAMIC
-    both = {0: any_size, 1: any_size}
+    """Return which sizes may be any; k is a size itself."""
+    users, history, columns = (torch.export.Dim(name, min=1) for name in ("users", "history", "columns"))
+    histories = {0: users, 1: history}
     return {
-        "items": both,
-        "feedback": both,
-        "mask": both,
-        "in_time": {0: any_size},
-        "k": any_size,
-        "attributes": both if attributes else None,
+        "items": histories,
+        "feedback": histories,
+        "mask": histories,
+        "in_time": {0: users},
+        "k": torch.export.Dim.DYNAMIC,
+        "attributes": {0: users, 1: columns} if attributes else None,
     }
 
 

@@ -223,10 +223,7 @@ def main(
     with tempfile.TemporaryDirectory() as name, one_thread():
         folder = Path(name)
         sizes = variants(model, folder, cells, [int(part) for part in pruned.split(",") if part.strip()])
-        edges = {
-            "onnx": EdgeRecommender(folder / sizes[0]["folder"]),
-            "onnx_int8": EdgeRecommender(folder / "all-int8"),
-        }
+        edges = {"onnx": EdgeRecommender(folder / "all-float"), "onnx int8": EdgeRecommender(folder / "all-int8")}
         figures = {
             "items": items,
             "parity": parity(cells, edges["onnx"], torch_path),

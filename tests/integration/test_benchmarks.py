@@ -12,8 +12,10 @@ import typer
 from typer.testing import CliRunner
 
 from simulations.benchmarks import bytes as bytes_benchmark
-from simulations.benchmarks import engine, inner_loop, limit, scale
+from simulations.benchmarks import edge, engine, inner_loop, limit, scale
 from simulations.benchmarks.measure import Ratio, ratio, take_turns
+from simulations.repeated import run_once
+from tests.small import small_settings
 
 
 def run(command: Any, *arguments: str, json_file: Path) -> dict[str, Any]:
@@ -71,6 +73,23 @@ def test_bytes_counts_less_for_fewer_bits_and_fewer_parameters(tmp_path: Path) -
     assert by_case["head,adaptation", 32]["bytes_up"] == 4 * by_case["head,adaptation", 32]["parameters"]
     assert by_case["all", 32]["relative_error"] == 0
     assert 0 < by_case["all", 16]["relative_error"] < by_case["all", 8]["relative_error"] < 0.1
+
+
+@pytest.mark.slow
+def test_edge_compares_exports_with_the_run_itself(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    run_once(small_settings(federation__rounds=2), tmp_path / "run", lambda line: None)
+    arguments = ("--model", str(tmp_path / "run"), "--turns", "1", "--pruned", "")
+    figures = run(edge.main, *arguments, json_file=tmp_path / "f.json")
+    assert figures["parity"]["identical"] == 1.0
+    assert figures["parity"]["score_difference"] < 1e-4
+    exact, small = figures["variants"]
+    assert (exact["int8"], small["int8"]) == (False, True)
+    assert small["bytes"] < exact["bytes"]
+    assert all(share > 0.9 for share in small["of_ndcg"].values())
+    assert figures["cost"].keys() == {"onnx", "onnx int8", "PyTorch", "EASE", "item-kNN"}
+    assert figures["cost"]["onnx"]["ratio"] == 1.0
+    assert all(10 < value < 150 for value in figures["memory_mb"].values())
 
 
 @pytest.mark.slow

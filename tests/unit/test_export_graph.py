@@ -15,6 +15,8 @@ from metarec_shared.checkpoint import Checkpoint
 from metarec_shared.errors import CheckpointError
 from metarec_shared.model import BertRecommender
 from metarec_shared.settings import AdaptationSettings, ModelSettings, Settings
+from metarec_shared.task_regression import TaskRegression
+from metarec_shared.tasks import ORDERS
 from tests.exportable import ALL, EVERYTHING, exportable, some_profiles
 from tests.small import SMALL_MODEL
 
@@ -168,3 +170,23 @@ def test_the_exported_copy_leaves_the_model_as_it_was() -> None:
     EdgeGraph(model, int8=True)
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_quantized_graph_holds_less_than_a_third_of_the_bytes() -> None:
+    random = torch.Generator().manual_seed(0)
+    items, width = 2000, 64
+    model = BertRecommender(torch.randn(items, 8, generator=random), ModelSettings(), AdaptationSettings())
+    model.regressions = {
+        order: [
+            TaskRegression(
+                neighbours=torch.rand(items, items, generator=random).topk(100, dim=1).indices,
+                weights=torch.randn(items, 100, generator=random),
+            )
+        ]
+        for order in ORDERS
+    }
+    exact, small = (
+        sum(value.nbytes for value in EdgeGraph(model, int8=int8).state_dict().values()) for int8 in (False, True)
+    )
+    assert exact > items * (4 * width + 2 * 8 * 100)
+    assert small < exact / 3
