@@ -116,15 +116,25 @@ def ndcg(users: Sequence[ColdUser], answers: Sequence[Ranked]) -> float:
 
 
 def parity(cells: Cells, edge: EdgeRecommender, torch_path: Callable[[Profile], Ranked]) -> dict[str, Any]:
-    """Compare the graph with PyTorch: the share of lists that are the same, and how far scores of an item differ."""
-    same, users, difference = 0, 0, 0.0
+    """Compare the graph with PyTorch: the share of lists that are the same, and how far scores of an item differ.
+
+    Blends may be large, and scores then hundreds: the difference is also given over the score, of 1 at least.
+    """
+    same, users, difference, relative = 0, 0, 0.0, 0.0
     for cold in cells.values():
         for user in cold:
             found, expected = edge.recommend(user.profile, K), torch_path(user.profile)
             scores, users = dict(expected), users + 1
             same += [at for at, _ in found] == [at for at, _ in expected]
-            difference = max([difference, *(abs(score - scores[at]) for at, score in found if at in scores)])
-    return {"lists": users, "identical": same / users, "score_difference": difference}
+            for at, score in found:
+                off = abs(score - scores.get(at, score))
+                difference, relative = max(difference, off), max(relative, off / max(1.0, abs(score)))
+    return {
+        "lists": users,
+        "identical": same / users,
+        "score_difference": difference,
+        "relative_difference": relative,
+    }
 
 
 def variants(run: Path, folder: Path, cells: Cells, pruned: Sequence[int]) -> list[dict[str, Any]]:
@@ -239,8 +249,8 @@ def _print(figures: dict[str, Any]) -> None:
     found, orders = figures["parity"], list(figures["variants"][0]["ndcg@10"])
     print_table(
         "The graph against PyTorch",
-        ("lists", "identical", "largest difference of a score"),
-        [(found["lists"], f"{found['identical']:.2%}", found["score_difference"])],
+        ("lists", "identical", "largest difference of a score", "over the score"),
+        [(found["lists"], f"{found['identical']:.2%}", found["score_difference"], found["relative_difference"])],
     )
     print_table(
         "Size against nDCG@10, as shares of the float graph with all weights",
