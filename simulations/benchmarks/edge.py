@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -151,7 +152,7 @@ def variants(run: Path, folder: Path, cells: Cells, pruned: Sequence[int]) -> li
                 for order, users in cells.items()
                 if users
             }
-            row = {"neighbours": neighbours, "int8": int8, "bytes": size, "ndcg@10": values}
+            row: dict[str, Any] = {"neighbours": neighbours, "int8": int8, "bytes": size, "ndcg@10": values}
             first = rows[0] if rows else row
             row["of_bytes"] = size / first["bytes"]
             row["of_ndcg"] = {order: value / first["ndcg@10"][order] for order, value in values.items()}
@@ -179,12 +180,16 @@ def cost(
         return score
 
     ways: dict[str, Callable[[Profile], object]] = {
-        **{name: (lambda profile, edge=edge: edge.recommend(profile, K)) for name, edge in edges.items()},
+        **{name: partial(edge.recommend, k=K) for name, edge in edges.items()},
         "PyTorch": torch_path,
         **{name: by_baseline(baseline) for name, baseline in baselines.items()},
     }
-    works = {name: (lambda way=way: [way(profile) for profile in profiles]) for name, way in ways.items()}
-    seconds = take_turns(works, turns)
+
+    def for_all(way: Callable[[Profile], object]) -> None:
+        for profile in profiles:
+            way(profile)
+
+    seconds = take_turns({name: partial(for_all, way) for name, way in ways.items()}, turns)
     graph = seconds[next(iter(edges))]
     return {
         name: {
