@@ -1,8 +1,10 @@
 """A site that answers as it is told: as sitecustomize.py on its PYTHONPATH, Python loads this in all its processes.
 
-METAREC_TEST_LIES is a JSON object {round: lie}; METAREC_TEST_LATE, seconds that a late answer waits.
+METAREC_TEST_LIES is a JSON object {round: lie}; METAREC_TEST_LATE, seconds that a late answer waits; METAREC_TEST_AHEAD,
+seconds by which the site's wall clock is ahead.
 """
 
+import datetime
 import importlib.util
 import json
 import os
@@ -93,4 +95,19 @@ def send_twice(supernode: ModuleType) -> None:
     supernode._push_messages = push_twice
 
 
+def set_clock(ahead: float) -> None:
+    """Let this process's wall clock be ahead, as far as Python reads it."""
+    wall = time.time
+
+    class Ahead(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:  # type: ignore[override]
+            return super().now(tz) + datetime.timedelta(seconds=ahead)
+
+    time.time = lambda: wall() + ahead
+    datetime.datetime = Ahead  # type: ignore[misc]
+
+
+if seconds := float(os.environ.get("METAREC_TEST_AHEAD", "0")):
+    set_clock(seconds)
 sys.meta_path.insert(0, After({"client.app": answer_falsely, "flwr.supernode.start_client_internal": send_twice}))

@@ -46,7 +46,6 @@ PATIENCE = 100.0
 """Seconds that the server waits for a round."""
 
 BAD_ROWS = "u1,1,5,then\n,2,4,17\nu2,no such item,3,18\n"
-FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
 
 
 @dataclass
@@ -186,8 +185,8 @@ def test_rows_that_cannot_be_read_are_counted_and_listed_and_the_others_are_used
     check = story.made.command("site", "check", story.made.sites["rows"], "--json")
     said = next(one["said"] for one in json.loads(check.stdout) if one["name"] == "data")
     lines = len((story.made.sites["rows"] / "data" / "interactions.csv").read_text().splitlines())
-    assert f"{lines - 2}" in said
-    assert f"{lines}" in said
+    assert f"2 unreadable interaction rows: skipped (line {lines - 2}, line {lines - 1})" in said
+    assert "1 interactions with unknown items: dropped" in said
 
 
 @pytest.mark.parametrize("site", ["table", "file"])
@@ -214,8 +213,8 @@ def test_a_full_disk_is_said_and_loses_no_ledger(story: Story) -> None:
     ("number", "cause"),
     [
         (1, "finite"),
-        (2, "shape"),
-        (3, "meta-update"),
+        (2, r"meta-update of item_bias: got .*\(3, 40\), wanted .*\(40,\)"),
+        (3, "array x: cannot read object"),
         (4, "norm .* is above .*, the most that clip norm, weight and noise can give"),
         (6, "no answer within 100 s"),
     ],
@@ -239,11 +238,10 @@ def test_every_failure_is_in_the_coordinators_status(story: Story) -> None:
     assert sum(one["count"] for one in told) == len(story.failures)
 
 
-@pytest.mark.skipif(FAKETIME is None, reason="no libfaketime: apt-get install faketime")
 def test_a_clock_that_is_ten_minutes_ahead_is_said_and_the_site_stays_out(story: Story) -> None:
     made = story.made
     make_site(made, "clock")
-    ahead = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": "+600s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    ahead = {"PYTHONPATH": str(made.root / "lies"), "METAREC_TEST_AHEAD": "600"}
     check = metarec("site", "check", made.sites["clock"], "--json", env={**made.env, **ahead})
     failed = {one["name"]: one["said"] for one in json.loads(check.stdout) if not one["passed"]}
     assert re.search(r"this clock is \d+ s ahead", failed["clock"])
