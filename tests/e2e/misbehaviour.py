@@ -1,7 +1,7 @@
 """A site that answers as it is told: as sitecustomize.py on its PYTHONPATH, Python loads this in all its processes.
 
-METAREC_TEST_LIES is a JSON object {round: lie}; METAREC_TEST_LATE, seconds that a late answer waits; METAREC_TEST_AHEAD,
-seconds by which the site's wall clock is ahead.
+METAREC_TEST_LIES is a JSON object {round: lie}; METAREC_TEST_LATE, seconds that a late answer waits;
+METAREC_TEST_AHEAD, seconds by which the wall clock of the site is ahead.
 """
 
 import datetime
