@@ -55,7 +55,7 @@ def without_each(
     Args: as ``influences``.
     """
     size = task.support.shape[1]
-    whole = model(task, E=E)[0, position]
+    whole: Tensor = model(task, E=E)[0, position]
     left = task.take(torch.zeros(size, dtype=torch.int64))
     left = replace(left, support_mask=left.support_mask & ~torch.eye(size, dtype=torch.bool))
     others: Tensor = model(left, E=E)[:, position]

@@ -386,13 +386,13 @@ def blend_of_size(blends: Mapping[int, float], wanted: Num[Tensor, " users"]) ->
 
 def between_sizes(sizes: Sequence[int], wanted: Num[Tensor, " users"]) -> Float[Tensor, "users sizes"]:
     """Return the weights by which values at ``sizes``, ascending, are interpolated linearly; beyond them constant."""
-    like = {"dtype": wanted.dtype if wanted.is_floating_point() else torch.float32, "device": wanted.device}
+    exact, device = wanted if wanted.is_floating_point() else wanted.float(), wanted.device
     if len(sizes) == 1:
-        return torch.ones(len(wanted), 1, **like)
-    knots = torch.tensor(sizes, **like)
-    place = wanted.to(knots).clamp(knots[0], knots[-1])
+        return torch.ones_like(exact)[:, None]
+    knots = torch.tensor(sizes, dtype=exact.dtype, device=device)
+    place = exact.clamp(knots[0], knots[-1])
     right = torch.searchsorted(knots, place).clamp(min=1, max=len(sizes) - 1)
     left = right - 1
     share = (place - knots[left]) / (knots[right] - knots[left])
-    weights = torch.zeros(len(wanted), len(sizes), **like)
+    weights = torch.zeros(len(wanted), len(sizes), dtype=exact.dtype, device=device)
     return weights.scatter(1, left[:, None], 1 - share[:, None]).scatter(1, right[:, None], share[:, None])

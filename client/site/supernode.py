@@ -71,7 +71,7 @@ def repeat_sends(sleep: Callable[[float], None] = time.sleep) -> None:
     def push_patiently(*, send: Callable[..., Any], push_object: Callable[..., None], **others: Any) -> None:
         push(send=_patient(send, sleep), push_object=_patient(push_object, sleep), **others)
 
-    flower._push_messages = push_patiently
+    flower._push_messages = push_patiently  # type: ignore[assignment]
 
 
 def _patient(call: Callable[..., T], sleep: Callable[[float], None]) -> Callable[..., T]:

@@ -104,7 +104,7 @@ def main() -> None:
     from flwr.supercore import sql_mixin
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
-    sql_mixin.SQLITE_PRAGMAS = patient(sql_mixin.SQLITE_PRAGMAS)
+    sql_mixin.SQLITE_PRAGMAS = patient(sql_mixin.SQLITE_PRAGMAS)  # type: ignore[attr-defined, assignment]
     if settings.log_format == "json":
         _log_as_json()
     create = superlink.create_app

@@ -140,7 +140,7 @@ def drawn(found: Figures) -> str:
             axes = figure.add_subplot(1, len(found), place)
             for name in METHODS:
                 values = [row[name] for row in rows.values()]
-                errors = [np.std(one, ddof=1) / math.sqrt(len(one)) if len(one) > 1 else 0.0 for one in values]
+                errors = [_error(one) for one in values]
                 means = [float(np.mean(one)) for one in values]
                 strong = name == "ensemble"
                 axes.errorbar(
@@ -157,8 +157,12 @@ def drawn(found: Figures) -> str:
 
 
 def _shown(values: Sequence[float]) -> str:
-    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return f"{np.mean(values):.4f} ± {error:.4f}"
+    return f"{np.mean(values):.4f} ± {_error(values):.4f}"
+
+
+def _error(values: Sequence[float]) -> float:
+    """Return the standard error of the mean; 0 of one run."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 if __name__ == "__main__":
