@@ -85,7 +85,6 @@ class PageServer(ThreadingHTTPServer):
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
-
     def handle_error(self, request: object, client_address: object) -> None:
         """Pass over connections that break; a visitor may close a page while it loads."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):

@@ -127,9 +127,7 @@ def visit(browser: Any, folder: Path) -> Iterator[Visit]:
         assert not made.problems
 
 
-def test_once_loaded_the_page_asks_nobody_for_anything(
-    browser: Any, folder: Path, titles: tuple[str, ...]
-) -> None:
+def test_once_loaded_the_page_asks_nobody_for_anything(browser: Any, folder: Path, titles: tuple[str, ...]) -> None:
     """The server is gone by then, and the network off."""
     with browser.new_context() as context:
         page = context.new_page()
@@ -192,7 +190,9 @@ def test_all_works_by_keyboard_alone_and_is_said(visit: Visit, titles: tuple[str
     explanations = visit.page.locator(".why").all_inner_texts()
     assert any(text == f"Because you liked {title}" for text in explanations)
     assert all(text.startswith(("Because you liked ", "No one of your")) for text in explanations)
-    assert visit.page.get_by_role("status").inner_text().startswith(f"{len(adapted)} recommendations, first {adapted[0]}")
+    assert (
+        visit.page.get_by_role("status").inner_text().startswith(f"{len(adapted)} recommendations, first {adapted[0]}")
+    )
     keyboard.press("Tab")
     if visit.focused() == f"Your rating of {title}":
         keyboard.press("ArrowDown")  # the highest
@@ -236,7 +236,9 @@ def test_the_browser_recommends_and_explains_what_pytorch_does(visit: Visit, che
     for case, answer in zip(cases, answers, strict=True):
         ratings = np.array([one["rating"] or np.nan for one in case["history"]], dtype=np.float32)
         levels = feedback_levels(ratings, scale).tolist()
-        kept = [Item(position=one["position"], feedback=level) for one, level in zip(case["history"], levels, strict=True)]
+        kept = [
+            Item(position=one["position"], feedback=level) for one, level in zip(case["history"], levels, strict=True)
+        ]
         profile = Profile(items=kept, in_time=case["inTime"])
         expected = recommend(model, profile, 10)
         assert [one["position"] for one in answer] == [at for at, _ in expected]

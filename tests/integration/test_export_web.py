@@ -122,7 +122,9 @@ def test_the_page_names_nothing_outside_its_folder() -> None:
     page = (TEMPLATE_FOLDER / "index.html").read_text()
     assert "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; connect-src 'self'" in page
     named = re.findall(r"(?:src|href)=\"([^\"#]+)\"", page)
-    named += [name for script in TEMPLATE_FOLDER.glob("*.js") for name in re.findall(r'from "\./(.+)"', script.read_text())]
+    named += [
+        name for script in TEMPLATE_FOLDER.glob("*.js") for name in re.findall(r'from "\./(.+)"', script.read_text())
+    ]
     assert set(named) <= set(WEB_FILES)
 
 
