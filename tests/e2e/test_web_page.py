@@ -23,11 +23,11 @@ from client.recommend import recommend, task_of
 from metarec_shared.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from metarec_shared.errors import MetaRecError
 from metarec_shared.feedback import feedback_levels
-from tests.e2e.web_browser import HALF_A_MINUTE, axe_source, browser_options, chromium, need_npm, serving
+from simulations.benchmarks.browser import MILLISECONDS, serving, wait_until_ready
+from tests.e2e.web_browser import a_browser, axe_source, need_npm
 from tests.exportable import exportable
 
 pytestmark = pytest.mark.slow
-api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'metarec[dev]'")
 pytest.importorskip("onnxruntime")
 
 LIKED = ("Toy Story (1995)", "Matrix, The (1999)", "Bug's Life, A (1998)")
@@ -53,7 +53,7 @@ class Visit:
     def open(self) -> None:
         """Load the page, and wait until it is ready."""
         self.page.goto(self.origin)
-        self.page.wait_for_selector("body[data-state=ready]")
+        wait_until_ready(self.page)
 
     @property
     def field(self) -> Any:
@@ -107,10 +107,8 @@ def folder(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def browser(folder: Path) -> Iterator[Any]:
-    with api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=chromium(), args=browser_options())
+    with a_browser() as launched:
         yield launched
-        launched.close()
 
 
 @pytest.fixture
@@ -118,7 +116,7 @@ def visit(browser: Any, folder: Path) -> Iterator[Visit]:
     """Return a visit that has not begun; the test fails if the page has problems."""
     with serving(folder) as server, browser.new_context(viewport={"width": 1100, "height": 860}) as context:
         page = context.new_page()
-        page.set_default_timeout(HALF_A_MINUTE)
+        page.set_default_timeout(MILLISECONDS)
         made = Visit(page, server.url)
         page.on("pageerror", lambda error: made.problems.append(str(error)))
         page.on("console", lambda said: made.problems.append(said.text) if said.type == "error" else None)
@@ -131,7 +129,7 @@ def test_once_loaded_the_page_asks_nobody_for_anything(browser: Any, folder: Pat
     """The server is gone by then, and the network off."""
     with browser.new_context() as context:
         page = context.new_page()
-        page.set_default_timeout(HALF_A_MINUTE)
+        page.set_default_timeout(MILLISECONDS)
         with serving(folder) as server:
             visit = Visit(page, server.url)
             context.on("request", lambda request: visit.requests.append(request.url))
@@ -245,12 +243,14 @@ def test_the_browser_recommends_and_explains_what_pytorch_does(visit: Visit, che
         assert [one["score"] for one in answer] == pytest.approx([score for _, score in expected], abs=1e-4)
         for one in answer[:2]:
             losses = {reason["position"]: reason["loss"] for reason in one["because"]}
-            assert (losses != {}) <= case["explain"]
+            standings = [reason["standing"] for reason in one["because"]]
+            assert standings == sorted(standings, reverse=True)
             if case["explain"] and kept:
                 with torch.no_grad():
                     lost = without_each(model, task_of([profile]), model.item_vectors(), one["position"]).tolist()
-                for item, loss in zip(kept, lost, strict=True):
-                    assert losses.get(item.position, min(loss, 0.0)) == pytest.approx(loss, abs=5e-4)
+                assert losses == pytest.approx(dict(zip(positions, lost, strict=True)), abs=5e-4)
+            else:
+                assert losses == {}
 
 
 def test_what_makes_no_sense_is_refused_and_holds_up_nothing(visit: Visit, titles: tuple[str, ...]) -> None:
@@ -283,7 +283,7 @@ def test_a_model_that_cannot_be_loaded_is_said(visit: Visit) -> None:
     assert "the server says 404" in alert.inner_text()
     visit.page.unroute("**/model.onnx*")
     visit.page.get_by_role("button", name="Load the page again").click()
-    visit.page.wait_for_selector("body[data-state=ready]")
+    wait_until_ready(visit.page)
     visit.problems.clear()
 
 

@@ -14,7 +14,10 @@ ort.env.logLevel = "error";
 /**
  * @typedef {{position: number, rating?: number | null}} Liked An item of a history: its position in the catalogue,
  *   and by choice a rating on the catalogue's scale.
- * @typedef {{position: number, loss: number}} Reason What a score loses if the model adapts anew without an item.
+ * @typedef {{position: number, loss: number, standing: number}} Reason What a recommendation loses if the model adapts
+ *   anew without an item of the history: of its score, and of its standing among all that may be recommended, which is
+ *   its score in standard deviations from their mean. Scores grow and shrink with the size of a history, standing does
+ *   not.
  * @typedef {{position: number, id: string, title: string, score: number, because: Reason[]}} Recommendation
  */
 
@@ -51,13 +54,13 @@ export class Recommender {
    * Adapt to a history and recommend, best first, nothing of the history.
    *
    * With explanations all is one call of the graph: the history is one row, and each of its items is left out in a
-   * further one. What a score loses there is how much that item speaks for the recommendation.
+   * further one. What a recommendation's standing loses there is how much that item speaks for it.
    *
    * @param {Liked[]} history Each item once.
    * @param {object} [options]
    * @param {number} [options.k] Most recommendations; else as many as were chosen at export.
    * @param {boolean} [options.inTime] Whether the history is the whole one in the order of time, oldest first.
-   * @param {boolean} [options.explain] Whether `because` is filled: items that speak for it, strongest first.
+   * @param {boolean} [options.explain] Whether `because` is filled: the history, what speaks for it most first.
    * @returns {Promise<Recommendation[]>}
    */
   recommend(history, { k = this.#catalogue.top_k, inTime = false, explain = false } = {}) {
@@ -78,16 +81,13 @@ export class Recommender {
       const position = Number(positions.data[place]);
       if (!own.has(position)) best.push({ position, score: scores.data[place] });
     }
-    const losses = explain ? lossesOf(best, positions.data, scores.data, rows, items) : best.map(() => []);
+    const told = explain ? reasonsFor(best, history, scoresByItem(positions.data, scores.data, items)) : [];
     return best.map(({ position, score }, index) => ({
       position,
       id: this.#catalogue.item_ids[position],
       title: this.titles[position],
       score,
-      because: losses[index]
-        .map((loss, place) => ({ position: history[place].position, loss }))
-        .filter((reason) => reason.loss > 0)
-        .sort((one, other) => other.loss - one.loss),
+      because: told[index] ?? [],
     }));
   }
 
@@ -128,15 +128,39 @@ export class Recommender {
   }
 }
 
-/** Return for each recommended item, and each item of the history, what the score loses without the latter. */
-function lossesOf(best, positions, scores, rows, items) {
-  const indexOf = new Map(best.map(({ position }, index) => [position, index]));
-  const losses = best.map(() => new Array(rows - 1).fill(0));
-  for (let place = items; place < rows * items; place++) {
-    const index = indexOf.get(Number(positions[place]));
-    if (index !== undefined) losses[index][Math.floor(place / items) - 1] = best[index].score - scores[place];
+/** Return the scores of each row by position in the catalogue; the graph gives them best first. */
+function scoresByItem(positions, scores, items) {
+  const rows = [];
+  for (let start = 0; start < scores.length; start += items) {
+    const row = new Float64Array(items);
+    for (let place = start; place < start + items; place++) row[Number(positions[place])] = scores[place];
+    rows.push(row);
   }
-  return losses;
+  return rows;
+}
+
+/** Return the reasons for each recommendation; row 0 has the scores with the whole history, row n without the n-th. */
+function reasonsFor(best, history, rows) {
+  const own = new Set(history.map((item) => item.position));
+  const [whole, ...without] = rows.map((row) => ({ row, ...spread(row, own) }));
+  const standing = ({ row, mean, deviation }, position) => (row[position] - mean) / deviation;
+  return best.map(({ position }) =>
+    history
+      .map((item, place) => ({
+        position: item.position,
+        loss: whole.row[position] - without[place].row[position],
+        standing: standing(whole, position) - standing(without[place], position),
+      }))
+      .sort((one, other) => other.standing - one.standing),
+  );
+}
+
+/** Return mean and standard deviation of scores, of which those of the history do not count. */
+function spread(row, own) {
+  const counted = row.filter((_, position) => !own.has(position));
+  const mean = counted.reduce((sum, score) => sum + score, 0) / counted.length;
+  const square = counted.reduce((sum, score) => sum + (score - mean) ** 2, 0) / counted.length;
+  return { mean, deviation: Math.sqrt(square) || 1 };
 }
 
 /** Return the feedback level of a rating, rounded as the model's training rounded: a half to the even number. */
