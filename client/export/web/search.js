@@ -1,5 +1,5 @@
 /**
- * Search of titles. Case and accents do not count, words may come in any order: "story toy" finds "Toy Story (1995)".
+ * Search of titles. Case, accents and apostrophes do not count, words may come in any order: "story toy" finds "Toy Story (1995)".
  */
 
 const WORD = /[\p{L}\p{N}]+/gu;
@@ -36,7 +36,7 @@ export class TitleSearch {
 }
 
 function wordsOf(text) {
-  return text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase().match(WORD) ?? [];
+  return text.normalize("NFKD").replace(/[\p{M}'’]/gu, "").toLowerCase().match(WORD) ?? [];
 }
 
 function compare(one, other) {
