@@ -1,5 +1,6 @@
 /**
- * Search of titles. Case, accents and apostrophes do not count, words may come in any order: "story toy" finds "Toy Story (1995)".
+ * Search of titles. Case, accents and apostrophes do not count, and words may come in any order: "story toy" finds
+ * "Toy Story (1995)".
  */
 
 const WORD = /[\p{L}\p{N}]+/gu;
