@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 LONGEST_MESSAGE = 1_000
 """Characters of an error's text: headers are no place for more."""
 
+STOPPING = (grpc.StatusCode.UNAVAILABLE, "the service is stopping; try again")
+"""What a call ends with that comes too late."""
+
 Request = TypeVar("Request", bound=Message)
 
 
@@ -39,10 +42,16 @@ class Calls:
 
     Args:
         figures: Where calls are counted.
+
+    Attributes:
+        stopping: Whether new calls are refused.
+        accepted: Calls that were not.
+        answered: Those of them whose callers waited for the answer.
     """
 
     def __init__(self, figures: ServiceCollector) -> None:
         self._figures = figures
+        self.stopping = False
         self.accepted = 0
         self.answered = 0
 
@@ -52,6 +61,8 @@ class Calls:
         """Wrap a method with one answer."""
 
         async def handle(content: bytes, context: Any) -> bytes:
+            if self.stopping:
+                await context.abort(*STOPPING)
             with _Counted(self, self._figures, name, context) as counted:
                 try:
                     answer = await method(_parsed(kind, content), counted.call)
@@ -68,6 +79,8 @@ class Calls:
         """Wrap a method with a stream of answers."""
 
         async def handle(content: bytes, context: Any) -> AsyncIterator[bytes]:
+            if self.stopping:
+                await context.abort(*STOPPING)
             with _Counted(self, self._figures, name, context) as counted:
                 try:
                     async for answer in method(_parsed(kind, content), counted.call):

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
@@ -53,6 +54,7 @@ class ServeSettings:
         max_waiting: Most calls that wait.
         workers: Threads that compute.
         grace: Seconds that accepted calls have when the service stops.
+        linger: Seconds for which a stopping service goes on to say so to whoever calls, and looks at its health.
         look_every: Seconds between two looks for a newer model.
         limits: How much a call may ask for.
     """
@@ -69,6 +71,7 @@ class ServeSettings:
     max_waiting: int = 1024
     workers: int = 1
     grace: float = 30.0
+    linger: float = 0.5
     look_every: float = 2.0
     limits: Limits = field(default_factory=Limits)
 
@@ -154,18 +157,23 @@ class Service:
         return await asyncio.to_thread(self.models.reload)
 
     async def stop(self) -> None:
-        """Say that no more is served, take no new call, answer those that were accepted, and end."""
+        """Say that no more is served, answer the calls that were accepted and no new one, and end.
+
+        New calls are told UNAVAILABLE for a moment before the port is closed: gRPC itself drops what it has read and
+        not yet handed over.
+        """
         self._serving = False
         if self._watch is not None:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
+        self.calls.stopping = True
         await self._health.enter_graceful_shutdown()
-        stopping = asyncio.create_task(self._server.stop(self._settings.grace))
-        while self.figures.open and not stopping.done():
+        await asyncio.sleep(self._settings.linger)
+        ending = time.monotonic() + self._settings.grace
+        while self.figures.open and time.monotonic() < ending:
             await asyncio.sleep(0.005)
         await self._server.stop(FLUSH_SECONDS)
-        await stopping
         await asyncio.to_thread(self.batcher.close)
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.shutdown)
@@ -181,7 +189,6 @@ class Service:
                 ("grpc.max_receive_message_length", limits.message_bytes),
                 ("grpc.max_metadata_size", limits.metadata_bytes),
                 ("grpc.absolute_max_metadata_size", 2 * limits.metadata_bytes),
-                ("grpc.max_concurrent_streams", self._settings.max_waiting),
             ],
             maximum_concurrent_rpcs=4 * self._settings.max_waiting,
         )
