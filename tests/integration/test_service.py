@@ -684,3 +684,17 @@ def test_the_command_asks_a_service(trained: Path, rec: Recommender, tmp_path: P
             ran = ask(*arguments, code=1, given=given)
             assert isinstance(ran.exception, error)
             assert said in str(ran.exception)
+
+
+def test_the_documented_example_runs(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "service.md").read_text(encoding="utf-8")
+    example = text.partition("```python\n")[2].partition("```")[0]
+    titles = {"Toy Story (1995)": "b0003", "Heat (1995)": "b0007", "Alien (1979)": "b0021"}
+    with in_background(trained) as address:
+        for title, item in {**titles, "127.0.0.1:50051": address}.items():
+            assert title in example
+            example = example.replace(title, item)
+        exec(compile(example, "service.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "not in the catalogue: []"
+    assert len(printed) == 7
