@@ -580,7 +580,8 @@ def unpack_meta_update(content: RecordDict, like: Mapping[str, torch.Tensor]) ->
     if not all_finite(gradients.values()):
         odd = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
         if odd:
-            raise WireError(f"meta-update of {', '.join(odd)} holds a value that is not finite")
+            more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+            raise WireError(f"meta-update of {', '.join(odd[:3])}{more} holds a value that is not finite")
     weight, nodes = _numbers(content, "weight", "nodes")
     update = MetaUpdate(gradients=gradients, weight=weight, loss=None, users=None, nodes=int(nodes))
     if "users" not in _record(content, "numbers", MetricRecord):

@@ -5,6 +5,7 @@ before anybody reads it in a log; the file is bounded. A name is what a node enr
 """
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ MOST_LINES = 10_000
 LONGEST_CAUSE = 400
 
 _LONGEST_NAME = 80
+
+_CLASS = re.compile(r"^<class '[^']*'>:<'")
+"""What Flower's SuperNode puts before what an error says."""
 
 
 class FailureLog:
@@ -76,7 +80,7 @@ def one_line(text: str, most: int = LONGEST_CAUSE) -> str:
 
     What went wrong stands last: Flower's engines put a worker's traceback before it, and all in ``<'...'>``.
     """
-    last = (text[-8 * most :].splitlines() or [""])[-1].removesuffix("'>")
+    last = _CLASS.sub("", (text[-8 * most :].splitlines() or [""])[-1]).removesuffix("'>")
     shown = "".join(character if character.isprintable() else "?" for character in last)
     return shown if len(shown) <= most else shown[: most - 3] + "..."
 

@@ -14,7 +14,12 @@ _BYTES, _FILES = 10_000_000, 5
 
 
 class PrivateFile(RotatingFileHandler):
-    """A rotating log file of mode 0600."""
+    """A rotating log file of mode 0600; what cannot be written to it is lost there, and stands on stderr alone."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class calls it so
+        """Say nothing where the disk is full, for each line: the supervisor says it once."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
     def _open(self) -> TextIOWrapper:
         os.close(os.open(self.baseFilename, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))

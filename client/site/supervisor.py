@@ -86,7 +86,7 @@ class Supervisor:
         self._stopping = False
         self._run, self._round = "", ""
         self._wait: float | None = None
-        self._explained = False
+        self._explained = self._unwritten = False
         self.status = Status(pid=os.getpid())
 
     def stop(self) -> None:
@@ -102,10 +102,21 @@ class Supervisor:
         try:
             while not self._stopping:
                 self._note("starting", "")
-                self._live(self._launch())
+                if (child := self._started()) is not None:
+                    self._live(child)
         finally:
             self._set(self.status.now("stopped"))
             logger.info("stopped")
+
+    def _started(self) -> Child | None:
+        """Start a SuperNode; None where the disk does not let one start: that is said, and tried again later."""
+        try:
+            return self._launch()
+        except OSError as error:
+            self._error(f"no SuperNode can be started: {error}")
+            self._wait, self._explained = None, True
+            self._pause(0.0)
+            return None
 
     def _live(self, child: Child) -> None:
         """Watch one SuperNode from its start to its end, and wait as long as the next one has to."""
@@ -202,8 +213,15 @@ class Supervisor:
         logger.warning("%s", said)
 
     def _set(self, status: Status) -> None:
+        """Take over a status, and write it down if the disk lets us: a full one must not end the supervisor."""
         self.status = status
-        write_status(self._state, status)
+        try:
+            write_status(self._state, status)
+            self._unwritten = False
+        except OSError as error:
+            if not self._unwritten:
+                logger.warning("the status cannot be written, so it is out of date: %s", error)
+            self._unwritten = True
 
     def _stamp(self) -> tuple[int, int] | None:
         try:

@@ -64,6 +64,8 @@ def summed_rows(
     support_mask: Bool[Tensor, "users support"],
 ) -> Float[Tensor, "users items"]:
     """Return the sum of the rows of ``weights`` that belong to each user's support items."""
+    if not support_items.shape[1]:
+        return weights.new_zeros(len(support_items), weights.shape[1])
     real = support_mask.to(weights.dtype)
     return F.embedding_bag(support_items.masked_fill(~support_mask, 0), weights, per_sample_weights=real, mode="sum")
 

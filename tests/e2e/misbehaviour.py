@@ -53,9 +53,12 @@ def answer_falsely(app: ModuleType) -> None:
 def change(reply: Any, lie: str) -> Any:
     """Return what goes out in place of a reply."""
     import numpy as np
+    import torch
     from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-    arrays = {name: array.numpy() for name, array in reply.array_records["arrays"].items()}
+    from metarec_shared import wire
+
+    arrays = {name: value.numpy() for name, value in wire.unpack_parameters(reply.array_records["arrays"]).items()}
     match lie:
         case "garbage":
             noise = Array(dtype="object", shape=(3,), stype="numpy.ndarray", data=os.urandom(1000))
@@ -68,21 +71,24 @@ def change(reply: Any, lie: str) -> Any:
             arrays = {name: 1e4 * value for name, value in arrays.items()}
         case "late":
             time.sleep(float(os.environ["METAREC_TEST_LATE"]))
-    reply["arrays"] = ArrayRecord({name: Array(value) for name, value in arrays.items()})
+    reply["arrays"] = wire.pack_parameters({name: torch.from_numpy(value) for name, value in arrays.items()})
     return reply
 
 
 def send_twice(supernode: ModuleType) -> None:
-    """Let the SuperNode send every reply a second time."""
+    """Let the SuperNode send every reply once more when it was sent."""
     push = supernode._push_messages
 
     def push_twice(state: Any, object_store: Any, send: Callable[..., Any], push_object: Callable[..., None]) -> None:
-        def twice(*reply: Any) -> Any:
-            first = send(*reply)
-            print(f"sent a second time: {send(*reply)}", flush=True)
-            return first
+        sent = []
 
-        push(state, object_store, twice, push_object)
+        def kept(*reply: Any) -> Any:
+            sent.append(reply)
+            return send(*reply)
+
+        push(state, object_store, kept, push_object)
+        for reply in sent:
+            print(f"sent once more: {send(*reply)}", flush=True)
 
     supernode._push_messages = push_twice
 

@@ -7,6 +7,7 @@ clock is ten minutes ahead.
 
 import contextlib
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -18,7 +19,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from client.site.status import read_status
 from tests.e2e import misbehaviour
 from tests.e2e.partner_sites import (
     PRIVATE_RUN,
@@ -31,7 +31,7 @@ from tests.e2e.partner_sites import (
     options,
     write_data,
 )
-from tests.e2e.processes import lines_of, wait_until
+from tests.e2e.processes import lines_of, metarec, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")]
 
@@ -71,13 +71,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     """Return what happened."""
     root = tmp_path_factory.mktemp("faults")
     parts = write_data(root / "whole", USERS, len(SITES))
-    with federation(root) as made, small_disk(root / "disk"):
+    with federation(root) as made, contextlib.ExitStack() as disks:
         ok(made.command("server", "init", made.home, "--port", str(made.port), "--catalogue", root / "whole"))
         made.start_server()
         for name, part in zip(SITES, parts, strict=True):
             make_site(made, name, "site")
             keep_ledger(made, name)
             fill(made.sites[name] / "data", name, part)
+            if name == "disk":
+                disks.enter_context(small_disk(made.sites[name]))
             made.start(name, **(lying(root) if name == "liar" else {}))
         try:
             made.wait_for(SITES)
@@ -88,11 +90,13 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """Mount a disk of 64 MB; skip where this account may not."""
+    """Put a folder on a disk of 64 MB; skip where this account may not mount one."""
+    before = folder.rename(folder.with_suffix(".before"))
     folder.mkdir(mode=0o700)
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "none", str(folder)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("this account may not mount a small disk")
+    shutil.copytree(before, folder, dirs_exist_ok=True)
     try:
         yield
     finally:
@@ -104,7 +108,9 @@ def fill(data: Path, site: str, part: pd.DataFrame) -> None:
     if site == "table":
         with sqlite3.connect(data / "shop.sqlite") as connection:
             part.to_sql("orders", connection, index=False)
-        (data / "source.toml").write_text(f'[interactions]\nurl = "sqlite:///{data}/shop.sqlite"\ntable = "orders"\n')
+        (data / "shop.url").touch(mode=0o600)
+        (data / "shop.url").write_text(f"sqlite:///{data}/shop.sqlite")
+        (data / "source.toml").write_text('[interactions]\nurl-file = "shop.url"\ntable = "orders"\n')
     elif site == "file":
         part.to_parquet(data / "interactions.parquet", index=False)
     else:
@@ -128,7 +134,9 @@ def lying(root: Path) -> dict[str, str]:
 def run(made: Federation) -> Story:
     """Run the federation, break things and mend them."""
     folder = made.home / "runs" / "faults"
-    values = PRIVATE_RUN | {"federation.min-nodes": 1, "federation.round-timeout": PATIENCE}
+    values = PRIVATE_RUN | {
+        "federation.min-nodes": 1, "federation.max-failures": 1.0, "federation.round-timeout": PATIENCE,
+    }  # fmt: skip
     more = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
     arguments = ["--name", "faults", "--rounds", str(ROUNDS), *options(federation__evaluate_every=ROUNDS)]
     ok(made.command("server", "run", made.home, *arguments, *more, "--detach"))
@@ -167,12 +175,81 @@ def mend(made: Federation, whole: bytes) -> None:
     (made.sites["disk"] / "ballast").unlink()
 
 
-def test_print(story: Story) -> None:
-    out = Path("/tmp/story")
-    out.mkdir(exist_ok=True)
-    (out / "rounds.json").write_text(json.dumps(story.rounds, indent=1))
-    (out / "failures.json").write_text(json.dumps(story.failures, indent=1))
-    for name in (*SITES, "server"):
-        shutil.copy(story.made.log(name), out / f"{name}.log")
-    (out / "ledgers.json").write_text(json.dumps({name: meta_updates(story.made, name) for name in SITES}))
-    (out / "status.txt").write_text(str({n: read_status(story.made.sites[n] / "state") for n in SITES}))
+def test_the_others_go_on(story: Story) -> None:
+    assert [line["round"] for line in story.rounds] == list(range(1, ROUNDS + 1))
+    assert all(line["nodes"] >= 1 for line in story.rounds)
+    assert story.rounds[4]["nodes"] == story.rounds[-1]["nodes"] == len(SITES), "all are back when all is mended"
+
+
+def test_rows_that_cannot_be_read_are_counted_and_listed_and_the_others_are_used(story: Story) -> None:
+    assert story.causes("rows") == {}
+    check = story.made.command("site", "check", story.made.sites["rows"], "--json")
+    said = next(one["said"] for one in json.loads(check.stdout) if one["name"] == "data")
+    lines = len((story.made.sites["rows"] / "data" / "interactions.csv").read_text().splitlines())
+    assert f"{lines - 2}" in said
+    assert f"{lines}" in said
+
+
+@pytest.mark.parametrize("site", ["table", "file"])
+def test_data_that_is_gone_is_that_sites_failure_until_it_is_back(story: Story, site: str) -> None:
+    causes = story.causes(site)
+    assert set(causes) & {2, 3, 4} == set(causes)
+    assert causes
+    assert all("DataError, see the node's log" in cause for cause in causes.values())
+    assert ("no such table" if site == "table" else "interactions.parquet") in story.log(site)
+    assert meta_updates(story.made, site)[-1] == ROUNDS
+
+
+def test_a_full_disk_is_said_and_loses_no_ledger(story: Story) -> None:
+    assert story.causes("disk")
+    assert set(story.causes("disk")) <= {2, 3, 4}
+    assert "No space left on device" in story.log("disk")
+    released = meta_updates(story.made, "disk")  # which checks the chain of its rows, and the witness
+    assert released[0] == 1
+    assert released[-1] == ROUNDS
+    assert len(set(released)) == len(released)
+
+
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [
+        (1, "finite"),
+        (2, "shape"),
+        (3, "meta-update"),
+        (4, "norm .* is above .*, the most that clip norm, weight and noise can give"),
+        (6, "no answer within 100 s"),
+    ],
+)
+def test_what_a_site_answers_instead_is_refused_by_name(story: Story, number: int, cause: str) -> None:
+    assert re.search(cause, story.causes("liar")[number])
+    assert "\x1b" not in story.causes("liar")[number]
+
+
+def test_a_reply_that_is_sent_twice_counts_once(story: Story) -> None:
+    assert story.log("liar").count("sent once more: ") >= ROUNDS - 1
+    assert 5 not in story.causes("liar")
+    assert story.rounds[4]["weight"] == pytest.approx(10.0 * len(SITES))
+    assert meta_updates(story.made, "liar") == list(range(1, ROUNDS + 1)), "each was charged once"
+
+
+def test_every_failure_is_in_the_coordinators_status(story: Story) -> None:
+    status = json.loads(ok(story.made.command("server", "status", story.made.home, "--json")))
+    told = status["runs"][0]["failures"]
+    assert {one["site"] for one in told} == {"table", "file", "disk", "liar"}
+    assert sum(one["count"] for one in told) == len(story.failures)
+
+
+@pytest.mark.skipif(FAKETIME is None, reason="no libfaketime: apt-get install faketime")
+def test_a_clock_that_is_ten_minutes_ahead_is_said_and_the_site_stays_out(story: Story) -> None:
+    made = story.made
+    make_site(made, "clock")
+    ahead = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": "+600s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    check = metarec("site", "check", made.sites["clock"], "--json", env={**made.env, **ahead})
+    failed = {one["name"]: one["said"] for one in json.loads(check.stdout) if not one["passed"]}
+    assert re.search(r"this clock is \d+ s ahead", failed["clock"])
+    made.start("clock", **ahead)
+    said = "the server does not accept this site's signature: check the clock"
+    wait_until(lambda: said in story.log("clock"), "the site's log says why", made.processes["clock"])
+    states = made.states()
+    assert states.pop("clock") != "online"
+    assert states == dict.fromkeys(SITES, "online")

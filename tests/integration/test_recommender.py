@@ -252,3 +252,24 @@ def test_threads_share_a_model_and_a_user(rec: Recommender) -> None:
 def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no such file; wanted the folder of a run"):
         Recommender.load(tmp_path)
+
+
+def test_the_example_in_the_readme_runs(
+    rec: Recommender, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    example = readme.split("### In an app")[1].split("```python\n")[1].split("```")[0]
+    names = {"runs/ml-1m": str(folder)}
+    titles = ("Toy Story (1995)", "Heat (1995)", "Casino (1995)")
+    names |= {title: rec.catalogue.titles[place] for place, title in enumerate(titles)}
+    names |= {f'"{number}"': f'"{rec.catalogue.item_ids[place + 5]}"' for place, number in enumerate((1, 2, 3, 50))}
+    for written, here in names.items():
+        assert written in example
+        example = example.replace(written, here)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(example, found)
+    assert len(capsys.readouterr().out.splitlines()) == 11
+    assert len(found["users"]) == 3
+    assert len(found["user"].history) == 3
+    assert "new-1" in found["rec"].catalogue.index

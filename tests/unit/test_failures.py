@@ -60,6 +60,10 @@ def test_the_file_is_bounded_and_its_last_line_says_so(tmp_path: Path, monkeypat
     [
         ("", ""),
         ("one\ntwo", "two"),
+        (
+            "<class 'metarec_shared.errors.MetaRecError'>:<'DataError, see the node's log'>",
+            "DataError, see the node's log",
+        ),
         ("a\x1b[31mred\x07\u202eb", "a?[31mred??b"),
         ("x" * 1000, "x" * 397 + "..."),
         ("\n" * 10**6 + "end", "end"),

@@ -1,5 +1,7 @@
 """The supervisor of a site's SuperNode: what it says, how long it waits, and that it leaves nothing behind."""
 
+import errno
+import io
 import json
 import logging
 import os
@@ -17,10 +19,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.site.events import Event, Kind, event_of, plain
 from client.site.folder import Site, load_site
-from client.site.logs import log_to
+from client.site.logs import PrivateFile, log_to
 from client.site.process import SuperNode
 from client.site.start import command, environment, only_one
-from client.site.status import read_status
+from client.site.status import Status, read_status, write_status
 from client.site.supervisor import REFUSED_WAIT, REJOIN_WAIT, Backoff, Obstacle, Supervisor
 from metarec_shared.errors import NodeError
 from tests.sites import make_invitation, make_site
@@ -438,3 +440,56 @@ def test_log_lines_are_one_line_each_on_stderr_and_in_a_private_file(
         assert line["time"].endswith("+00:00")
     else:
         assert printed.endswith(" WARNING site: unreachable: ünterwegs\n")
+
+
+@pytest.mark.parametrize("broken", ["status", "start"])
+def test_a_full_disk_does_not_end_the_supervisor(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    caplog.set_level(logging.INFO)
+
+    def write(state: Path, status: Status) -> None:
+        if broken == "status" and 1 <= len(writes) <= 5:
+            writes.append(status)
+            raise full
+        writes.append(status)
+        write_status(state, status)
+
+    def during(place: int) -> None:
+        if broken == "start" and place in (1, 2):
+            raise full
+
+    writes: list[Status] = []
+    monkeypatch.setattr("client.site.supervisor.write_status", write)
+    scripts = [(["INFO :      Starting Flower SuperNode"], 5.0)] * 4
+    supervisor, _, started, _ = supervise(tmp_path, scripts, during=during)
+    assert len(started) == 5
+    assert read_status(tmp_path) == supervisor.status
+    said = [record.message for record in caplog.records if "No space left" in record.message]
+    if broken == "status":
+        assert said == ["the status cannot be written, so it is out of date: [Errno 28] No space left on device"]
+    else:
+        assert said == ["no SuperNode can be started: [Errno 28] No space left on device"] * 2
+        assert [round(b - a) for a, b in pairwise(started)][1:3] == [2, 4], "later and later"
+
+
+class _FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_log_on_a_full_disk_goes_on_to_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root, before = logging.getLogger(), list(logging.getLogger().handlers)
+    try:
+        log_to(tmp_path, "text")
+        file = next(handler for handler in root.handlers if isinstance(handler, PrivateFile))
+        file.stream.close()
+        file.stream = _FullDisk()  # type: ignore[assignment]
+        logging.getLogger("site").info("what happens")
+        file.close()
+    finally:
+        root.handlers[:] = before
+    told = capfd.readouterr().err
+    assert "what happens" in told
+    assert "Traceback" not in told

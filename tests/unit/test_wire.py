@@ -229,6 +229,13 @@ def test_a_meta_update_that_does_not_fit_is_refused_by_name(changes: dict[str, t
         wire.unpack_meta_update(an_update(**changes), LIKE)
 
 
+def test_a_reason_comes_before_many_names_are_over() -> None:
+    like = {f"layer.{number}": torch.zeros(2) for number in range(30)}
+    update = MetaUpdate(gradients={n: v / 0 for n, v in like.items()}, weight=1.0, loss=None, users=None, nodes=1)
+    with pytest.raises(WireError, match=r"of layer\.0, layer\.1, layer\.2 and 27 more holds"):
+        wire.unpack_meta_update(wire.pack_meta_update(update), like)
+
+
 def test_a_meta_update_without_numbers_or_with_odd_ones_is_refused() -> None:
     content = an_update()
     content["numbers"] = MetricRecord({"weight": -1.0, "loss": 0.0, "users": 1, "nodes": 1})
