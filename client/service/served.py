@@ -15,6 +15,9 @@ from metarec_shared.errors import CheckpointError, MetaRecError
 
 logger = logging.getLogger(__name__)
 
+TABULATED_ITEMS = 5_000
+"""Items of a catalogue for which what all texts say of one another is computed beforehand: 100 MB at most."""
+
 Stamp = tuple[tuple[int, int, int], ...]
 """What changes when a folder's files are replaced: inode, time and size of each."""
 
@@ -44,6 +47,9 @@ def load_served(folder: Path) -> Served:
     except OSError as error:
         raise CheckpointError(f"{folder / MODEL_FILE}: cannot be read: {error.strerror}") from error
     recommender = Recommender.load(folder)
+    model = recommender.state.model
+    if model.text_kernel is not None and len(recommender.catalogue) <= TABULATED_ITEMS:
+        model.text_kernel = model.text_kernel.tabulated()
     _try(recommender, folder)
     return Served(recommender=recommender, version=version)
 
