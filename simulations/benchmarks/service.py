@@ -155,7 +155,8 @@ def running(model: Path, log: Path, *options: object) -> Iterator[tuple[subproce
 
 async def load(channel: grpc.aio.Channel, requests: Sequence[bytes], callers: int, seconds: float) -> Load:
     """Let so many callers ask for so long; each waits for its answer before it asks again."""
-    call, found = channel.unary_unary(METHOD), Load(callers=callers, seconds=seconds)
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+    found = Load(callers=callers, seconds=seconds)
     ending = time.perf_counter() + seconds
 
     async def ask(first: int) -> None:

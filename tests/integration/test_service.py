@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import stat
 import threading
 import urllib.request
@@ -28,6 +29,7 @@ from client.service.served import load_served
 from client.service.user_state import unpack_state
 from metarec_shared.checkpoint import load_tensors, save_tensors
 from metarec_shared.errors import CheckpointError, MetaRecError, ServiceError, SettingsError, TrustError
+from simulations.benchmarks.service import Level, load, make_requests, soaked
 from tests.certificates import Authority
 from tests.service import PATIENCE, Running, history, refusal, replace_model, serving, train, with_service
 
@@ -698,3 +700,23 @@ def test_the_documented_example_runs(trained: Path, capsys: pytest.CaptureFixtur
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "not in the catalogue: []"
     assert len(printed) == 7
+
+
+def test_the_benchmark_counts_what_callers_see(trained: Path) -> None:
+    requests = make_requests(trained)
+    assert requests == make_requests(trained)
+
+    async def test(running: Running) -> None:
+        found = await load(running.channel, requests, 8, 0.5)
+        assert found.failures.total() == 0
+        assert found.rate == len(found.latencies) / 0.5
+        level = Level.of([found, found])
+        assert (level.callers, level.failed, level.rates) == (8, 0, [found.rate] * 2)
+        assert 0 < level.p50 <= level.p95 <= level.p99
+        soak = await soaked(running.channel, [*requests, b"\xff"], os.getpid(), 0.5)
+        assert 0 < soak.before <= soak.most
+        refused = await load(running.channel, [b"\xff"], 2, 0.1)
+        assert set(refused.failures) == {"INVALID_ARGUMENT"}
+        assert not refused.latencies
+
+    with_service(trained, test)
