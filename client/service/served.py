@@ -93,11 +93,10 @@ class Models:
             self._seen = _stamp(self._folder)
             try:
                 served = load_served(self._folder)
-            except (MetaRecError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
+            except Exception as error:  # whatever is wrong with it, the model that is served goes on
+                said = str(error) if isinstance(error, MetaRecError) else f"{type(error).__name__}: {error}"
+                logger.error("the model stays %s; the newer one cannot be served: %s", self.served.version, said)
                 self.failures += 1
-                logger.error(
-                    "the model stays %s; the one in the folder cannot be served: %s", self.served.version, error
-                )
                 return False
             if served.version == self.served.version:
                 logger.info("the model is still %s", served.version)

@@ -554,6 +554,10 @@ def test_a_broken_model_changes_nothing_and_is_counted(
         tensors["parameters/item_bias"][0] = NAN
         save_tensors(folder / "model.safetensors", tensors, description)
 
+    def not_described() -> None:
+        tensors, description = load_tensors(other / "model.safetensors")
+        save_tensors(folder / "model.safetensors", tensors, {"format": description["format"]})
+
     def gone() -> None:
         (folder / "model.safetensors").unlink()
 
@@ -561,12 +565,12 @@ def test_a_broken_model_changes_nothing_and_is_counted(
         enough, models = asyncio.Event(), running.service.models
         before = models.served
         caller = asyncio.create_task(ask_until(running, enough))
-        for turn, harm in enumerate((cut_short, not_finite, gone), start=1):
+        for turn, harm in enumerate((cut_short, not_finite, not_described, gone), start=1):
             harm()
             while models.failures < turn:
                 await asyncio.sleep(0.01)
         assert models.served is before
-        assert 'metarec_service_reloads_total{outcome="refused"} 3.0' in await scraped(running)
+        assert 'metarec_service_reloads_total{outcome="refused"} 4.0' in await scraped(running)
         replace_model(folder, other)
         while models.served is before:
             await asyncio.sleep(0.01)
@@ -578,6 +582,7 @@ def test_a_broken_model_changes_nothing_and_is_counted(
         with_service(folder, test, look_every=0.02)
     assert "cannot be served" in caplog.text
     assert "its scores are no finite numbers" in caplog.text
+    assert "KeyError: 'catalogue'" in caplog.text
     assert "is still" in caplog.text
 
 
