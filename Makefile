@@ -12,7 +12,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO := 0
 
-.PHONY: help demo test test-slow check format clean
+.PHONY: help demo test test-slow check format proto clean
 
 help:
 	@echo "make demo       a federation on generated data, and a comparison with baselines"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-slow  the slow tests: Flower's own engines, kills and resumes"
 	@echo "make check      formatting, lint, types"
 	@echo "make format     format the code"
+	@echo "make proto      the code that is generated from the service's interface"
 	@echo "make clean      remove the virtual environment and caches"
 
 demo: $(INSTALLED)
@@ -40,6 +41,10 @@ check: $(INSTALLED_DEV)
 format: $(INSTALLED_DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+PROTO := client/service/proto/metarec/v1/recommender.proto
+proto: $(INSTALLED_DEV)
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -17,15 +17,26 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from client.explain import influences
 from client.history import Profile, read_attributes
 from client.interaction import Interaction, Told, interactions_of, position_of, profile_of
+from client.lists import (
+    Item,
+    Recommendation,
+    Wish,
+    best,
+    best_of_each,
+    checked_k,
+    chosen,
+    listed,
+    ranked_scores,
+)
 from client.recommend import task_of
-from client.rerank import POOL, reranked
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.checkpoint import Checkpoint, load_checkpoint
 from metarec_shared.dataset import RatingScale
@@ -35,36 +46,13 @@ from metarec_shared.model import BertRecommender
 from metarec_shared.other_catalogue import model_with
 from metarec_shared.settings import Settings
 
+__all__ = ["Explanation", "Influence", "Interaction", "Item", "Recommendation", "Recommender", "User"]
+
 USER_FORMAT = 1
 """Version of the file that ``User.save`` writes."""
 
 USERS_AT_ONCE = 64
 """Users of one batch; memory is users x items x 4 bytes, a few times."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """An item of the catalogue."""
-
-    item_id: str
-    title: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recommendation:
-    """A recommended item.
-
-    Attributes:
-        item_id: Its id.
-        title: Its title.
-        score: What the model says of it: a logit, the larger the better; of similar items a cosine.
-        rating: The rating that the user would give it; None: the model predicts none.
-    """
-
-    item_id: str
-    title: str
-    score: float
-    rating: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +87,15 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _State:
-    """A model over a catalogue, and what every user needs of it; never changed, only replaced."""
+class State:
+    """A model over a catalogue, and what every user needs of it; never changed, only replaced.
+
+    Attributes:
+        model: The recommender.
+        catalogue: Its items.
+        vectors: Their vectors.
+        text: Their text vectors, of length 1.
+    """
 
     model: BertRecommender
     catalogue: Catalogue
@@ -109,7 +104,8 @@ class _State:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: BertRecommender, catalogue: Catalogue) -> "_State":
+    def of(cls, model: BertRecommender, catalogue: Catalogue) -> "State":
+        """Compute it."""
         return cls(model=model, catalogue=catalogue, vectors=model.item_vectors(), text=F.normalize(model.text, dim=1))
 
 
@@ -122,7 +118,7 @@ class Recommender:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._state = _State.of(checkpoint.full_model(), checkpoint.items.catalogue)
+        self._state = State.of(checkpoint.full_model(), checkpoint.items.catalogue)
         self._changes = threading.Lock()
 
     @classmethod
@@ -156,8 +152,15 @@ class Recommender:
             DataError: The history or an attribute makes no sense. Items that are not in the catalogue do
                 (``User.skipped``).
         """
-        hashes = read_attributes([f"{column}={value}" for column, value in (attributes or {}).items()], self._settings)
-        return User(self, interactions_of(history), hashes)
+        return User(self, interactions_of(history), self.attribute_hashes(attributes or {}))
+
+    def attribute_hashes(self, attributes: Mapping[str, str]) -> list[int]:
+        """Return what a user tells of himself, by column, as the model reads it.
+
+        Raises:
+            DataError: The model reads no attributes, or was not trained on such a column.
+        """
+        return read_attributes([f"{column}={value}" for column, value in attributes.items()], self._settings)
 
     def adapt_all(self, histories: Iterable[Iterable[Told]]) -> list["User"]:
         """Return the users of many histories, adapted to in batches; the same as one by one, to rounding.
@@ -197,7 +200,7 @@ class Recommender:
         position = _known_position(item, state.catalogue)
         cosines = state.text @ state.text[position]
         cosines[position] = -torch.inf
-        return _listed(state.catalogue, cosines, _best(cosines, _checked_k(k)))
+        return listed(state.catalogue, cosines, best(cosines, checked_k(k)))
 
     def add_items(self, texts: Mapping[str, str], *, titles: Mapping[str, str] | None = None) -> None:
         """Add items to the catalogue; they can be recommended, and adapted to, at once, by what their text says.
@@ -230,14 +233,14 @@ class Recommender:
                 texts=tuple(texts.values()),
             )
             model, catalogue = model_with(self._checkpoint, state.model.text, state.catalogue, added)
-            self._state = _State.of(model, catalogue)
+            self._state = State.of(model, catalogue)
 
     @property
     def _settings(self) -> Settings:
         return self._checkpoint.settings
 
     @property
-    def state(self) -> _State:
+    def state(self) -> State:
         """The model and the catalogue as they are now."""
         return self._state
 
@@ -256,7 +259,7 @@ class User:
     ) -> None:
         self._recommender = recommender
         self._interactions, self._attributes = tuple(interactions), tuple(attributes)
-        self._known: tuple[_State, Profile, Tensor] | None = None
+        self._known: tuple[State, Profile, Tensor] | None = None
         self._changes = threading.Lock()
         self._read(recommender.state)  # what makes no sense is said at once
 
@@ -319,30 +322,24 @@ class User:
         Raises:
             DataError: ``k`` is below 1, or a weight is not from 0 to 1.
         """
-        for name, value in (("diversity", diversity), ("freshness", freshness)):
-            if not 0.0 <= value <= 1.0:
-                raise DataError(f"{name} must be from 0 to 1, got {value!r}")
         state, profile, scored = self._scored()
-        ranked = scored + (popularity - 1.0) * state.model.item_bias if popularity != 1.0 else scored.clone()
-        allowed = torch.full((len(ranked),), candidates is None)
-        if candidates is not None:
-            allowed[_positions(candidates, state.catalogue)] = True
-        allowed[_positions(exclude, state.catalogue)] = False
-        if not include_known:
-            allowed[[item.position for item in profile.items]] = False
-        ranked[~allowed] = -torch.inf
-        k = _checked_k(k)
-        wanted = POOL * k if diversity or (fresh and freshness) else k
-        places = _best(ranked, wanted, None if filter is None else _asking(filter, state.catalogue))
-        if (diversity or (fresh and freshness)) and len(places):
-            named = fresh or {}
-            values = torch.tensor([float(named.get(state.catalogue.item_ids[place], 0.0)) for place in places.tolist()])
-            order = reranked(
-                ranked[places], state.vectors[places], k, diversity=diversity, fresh=values, freshness=freshness
-            )
-            places = places[order]
-        ratings = self._ratings(state, profile, places)
-        return _listed(state.catalogue, ranked, places, ratings)
+        wish = Wish.of(
+            state.catalogue,
+            profile,
+            k=k,
+            exclude=exclude,
+            candidates=candidates,
+            include_known=include_known,
+            popularity=popularity,
+            diversity=diversity,
+            fresh=fresh,
+            freshness=freshness,
+        )
+        ranked = ranked_scores(scored[None], state.model.item_bias, [wish])[0]
+        pool = best(ranked, wish.pool, None if filter is None else _asking(filter, state.catalogue))
+        places = chosen(ranked, pool, state.vectors, state.catalogue, wish)
+        ratings = ratings_of(state, self._recommender.rating_scale, [profile], [places])[0]
+        return listed(state.catalogue, ranked, places, ratings)
 
     def explain(self, item: str) -> Explanation:
         """Say which items of the history speak for an item: exact influences on its score (``explain.influences``).
@@ -402,19 +399,19 @@ class User:
             raise DataError(f"{file}: cannot read a user: {error}") from error
         return cls(recommender, interactions, attributes)
 
-    def profile_in(self, state: _State) -> Profile:
+    def profile_in(self, state: State) -> Profile:
         """Return the history as the model reads it, over a catalogue."""
         return self._read(state)
 
-    def know(self, state: _State, profile: Profile, scored: Float[Tensor, " items"]) -> None:
+    def know(self, state: State, profile: Profile, scored: Float[Tensor, " items"]) -> None:
         """Take in scores that were computed in a batch."""
         with self._changes:
             self._known = (state, profile, scored)
 
-    def _read(self, state: _State) -> Profile:
+    def _read(self, state: State) -> Profile:
         return profile_of(self._interactions, state.catalogue, self._recommender.rating_scale, self._attributes)
 
-    def _scored(self) -> tuple[_State, Profile, Float[Tensor, " items"]]:
+    def _scored(self) -> tuple[State, Profile, Float[Tensor, " items"]]:
         """Return the catalogue's scores, computed once for a history and a model."""
         with self._changes:
             state = self._recommender.state
@@ -423,18 +420,9 @@ class User:
                 self._known = (state, profile, scores_of(state, [profile])[0])
             return self._known
 
-    def _ratings(self, state: _State, profile: Profile, places: Tensor) -> Sequence[float | None]:
-        scale = self._recommender.rating_scale
-        if scale is None or not len(places):
-            return [None] * len(places)
-        found = state.model.ratings(task_of([profile]), state.vectors[places][None], state.vectors)
-        if found is None:
-            return [None] * len(places)
-        return [scale.low + (scale.high - scale.low) * value for value in found[0].clamp(0.0, 1.0).tolist()]
-
 
 @torch.no_grad()
-def scores_of(state: _State, profiles: Sequence[Profile]) -> Float[Tensor, "users items"]:
+def scores_of(state: State, profiles: Sequence[Profile]) -> Float[Tensor, "users items"]:
     """Return the scores of all items for each user; who has no history is scored by the meta-initialization."""
     scored = torch.empty(len(profiles), len(state.catalogue))
     known = torch.tensor([len(profile.items) > 0 for profile in profiles])
@@ -446,42 +434,45 @@ def scores_of(state: _State, profiles: Sequence[Profile]) -> Float[Tensor, "user
     return scored
 
 
-def _best(scores: Float[Tensor, " items"], k: int, wanted: Callable[[int], bool] | None = None) -> Int[Tensor, " best"]:
-    """Return the places of the ``k`` best scores, best first, of those above minus infinity that are wanted."""
-    if wanted is None:
-        best = scores.topk(min(k, len(scores))).indices
-        return best[scores[best] > -torch.inf]
-    chosen: list[int] = []
-    for place in scores.argsort(descending=True).tolist():
-        if len(chosen) == k or scores[place] == -torch.inf:
-            break
-        if wanted(place):
-            chosen.append(place)
-    return torch.tensor(chosen, dtype=torch.int64)
+@torch.no_grad()
+def lists_of(
+    state: State,
+    scale: RatingScale | None,
+    profiles: Sequence[Profile],
+    scored: Float[Tensor, "users items"],
+    wishes: Sequence[Wish],
+) -> list[list[Recommendation]]:
+    """Return the list of each user: what ``User.recommend`` would, ranked at once.
+
+    Args:
+        state: The model.
+        scale: Scale of its ratings.
+        profiles: The users' histories.
+        scored: What ``scores_of`` returned for them.
+        wishes: What their lists shall be.
+    """
+    ranked = ranked_scores(scored, state.model.item_bias, wishes)
+    places = best_of_each(ranked, state.vectors, state.catalogue, wishes)
+    ratings = ratings_of(state, scale, profiles, places)
+    return [listed(state.catalogue, *row) for row in zip(ranked, places, ratings, strict=True)]
 
 
-def _listed(
-    catalogue: Catalogue, scores: Tensor, places: Tensor, ratings: Sequence[float | None] | None = None
-) -> list[Recommendation]:
-    return [
-        Recommendation(
-            item_id=catalogue.item_ids[place],
-            title=catalogue.titles[place],
-            score=float(scores[place]),
-            rating=None if ratings is None else ratings[rank],
-        )
-        for rank, place in enumerate(places.tolist())
-    ]
+@torch.no_grad()
+def ratings_of(
+    state: State, scale: RatingScale | None, profiles: Sequence[Profile], places: Sequence[Tensor]
+) -> list[list[float | None] | None]:
+    """Return the ratings that each user would give the items at his places; None where the model predicts none."""
+    if scale is None or state.model.rating_head is None:
+        return [None] * len(profiles)
+    padded = pad_sequence(list(places), batch_first=True)
+    found = state.model.ratings(task_of(profiles), state.vectors[padded], state.vectors)
+    assert found is not None
+    rows = (scale.low + (scale.high - scale.low) * found.clamp(0.0, 1.0)).tolist()
+    return [row[: len(own)] for row, own in zip(rows, places, strict=True)]
 
 
 def _asking(wanted: Callable[[Item], bool], catalogue: Catalogue) -> Callable[[int], bool]:
     return lambda place: bool(wanted(Item(item_id=catalogue.item_ids[place], title=catalogue.titles[place])))
-
-
-def _positions(items: Iterable[str], catalogue: Catalogue) -> list[int]:
-    """Return where items stand, by id or title; those that the catalogue lacks are passed over."""
-    found = (position_of(item, catalogue) for item in items)
-    return [position for position in found if position is not None]
 
 
 def _known_position(item: str, catalogue: Catalogue) -> int:
@@ -489,9 +480,3 @@ def _known_position(item: str, catalogue: Catalogue) -> int:
     if position is None:
         raise DataError(f"no item {item!r} in a catalogue of {len(catalogue)}")
     return position
-
-
-def _checked_k(k: int) -> int:
-    if k < 1:
-        raise DataError(f"k must be at least 1, got {k}")
-    return k

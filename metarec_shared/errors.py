@@ -51,3 +51,7 @@ class AlreadyAnswered(Refusal):
 
 class LedgerError(PrivacyError):
     """The privacy ledger is missing, damaged, rolled back, locked or cannot be written."""
+
+
+class ServiceError(MetaRecError):
+    """A recommendation service cannot listen, cannot be reached, or refuses what it was asked."""

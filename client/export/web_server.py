@@ -4,7 +4,6 @@ It serves the files that lie in the folder, by their names: no subfolders, no li
 reads, and never writes; it logs no request, since who asks is nobody's business.
 """
 
-import ipaddress
 import os
 import shutil
 import socket
@@ -16,6 +15,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from client.export.web_files import START_FILE
+from client.service.address import is_loopback, joined_address
 from metarec_shared.errors import DataError, SettingsError
 
 TYPES = {
@@ -63,7 +63,7 @@ class PageServer(ThreadingHTTPServer):
     def __init__(self, folder: Path, host: str, port: int, *, public: bool = False) -> None:
         if not (folder / START_FILE).is_file():
             raise DataError(f"{folder}: holds no {START_FILE}; wanted what metarec export --format web wrote")
-        if not (public or _is_loopback(host)):
+        if not (public or is_loopback(host)):
             raise SettingsError(f"web page: refuses to listen on {host}, which other machines reach, unless told to")
         self.folder = folder
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -75,8 +75,7 @@ class PageServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """Where the page is."""
-        host, port = self.server_address[:2]
-        return f"http://[{host!s}]:{port}/" if ":" in str(host) else f"http://{host!s}:{port}/"
+        return f"http://{joined_address(self.server_name, self.server_port)}/"
 
     def server_bind(self) -> None:
         """Bind, without the name look-up of the base class: no question leaves this machine."""
@@ -153,10 +152,3 @@ class _Handler(BaseHTTPRequestHandler):
 def _is_served(entry: "os.DirEntry[str]") -> bool:
     hidden = entry.name.startswith(".")
     return not hidden and entry.is_file(follow_symlinks=False) and Path(entry.name).suffix in TYPES
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -2,33 +2,25 @@
 
 Flower lets a SuperNode trust the signer of a bundle; here its content decides. The place is the same one: a bundle is
 judged after it came and before it is kept, a run of another one gets Flower's error reply, and the node lives on.
-
-A reply that the server fails to take, because its database is busy say, is sent again: Flower would drop it, and with
-it the round's work and what it cost of the budget. The same reply twice counts once there.
 """
 
 import argparse
 import hashlib
 import logging
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-import httpx
 from flwr.supercore.fab import Fab
 from flwr.supernode import start_client_internal as flower
 
 from client.site.process import die_with
+from client.site.resending import repeat_sends
 
 logger = logging.getLogger("flwr")  # the SuperNode's own, which it shows
 
 GetFab = Callable[[str, int], Fab]
-T = TypeVar("T")
-
-WAITS = (1.0, 5.0, 20.0, 60.0)
-"""Seconds before a reply is sent again that the server failed to take."""
 
 
 def check_bundles(approved: str) -> None:
@@ -58,37 +50,6 @@ def is_approved(fab: Fab, approved: str) -> bool:
     named = "" if fab.hash_str == found else f", its run names {fab.hash_str}"
     logger.error("bundle %s is refused: this site approved %s%s", found, approved, named)
     return False
-
-
-def repeat_sends(sleep: Callable[[float], None] = time.sleep) -> None:
-    """Make this process send replies again that the server fails to take.
-
-    Args:
-        sleep: Waits for seconds.
-    """
-    push = flower._push_messages
-
-    def push_patiently(*, send: Callable[..., Any], push_object: Callable[..., None], **others: Any) -> None:
-        push(send=_patient(send, sleep), push_object=_patient(push_object, sleep), **others)
-
-    flower._push_messages = push_patiently  # type: ignore[assignment]
-
-
-def _patient(call: Callable[..., T], sleep: Callable[[float], None]) -> Callable[..., T]:
-    def patient(*arguments: Any) -> T:
-        for wait in WAITS:
-            try:
-                return call(*arguments)
-            except httpx.HTTPStatusError as error:
-                if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
-                    raise
-                logger.warning(
-                    "the server failed to take a reply (%d), once more in %g s", error.response.status_code, wait
-                )
-                sleep(wait)
-        return call(*arguments)
-
-    return patient
 
 
 def _as_asked(get_fab: GetFab) -> GetFab:

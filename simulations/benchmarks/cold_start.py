@@ -1,6 +1,6 @@
 """How well a new user is served from the first visit on: quality by the number of interactions that are known.
 
-``python -m simulations.benchmarks.cold_start --models RUN,RUN,... --data DIR [--counts 0,1,2,3,5,10,20] [--out DIR]``
+``python -m simulations.benchmarks.cold_start --models RUN,RUN,... [--data DIR] [--counts 0,1,2,3,5,10,20] [--out DIR]``
 
 Protocol cold-user, for each number of interactions: test users that the run never saw, the next ten interactions as
 query, the whole catalogue ranked. Every run is a seed of its own, with its own split. What is compared:
@@ -51,7 +51,7 @@ Figures = Mapping[str, Mapping[int, Mapping[str, Sequence[float]]]]
 
 def main(
     models: Annotated[str, typer.Option(help="Folders of runs, by commas; each with a seed of its own.")],
-    data: Annotated[Path, typer.Option(help="Folder of the data that they were trained on.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of the data; without it, where the runs found it.")] = None,
     counts: Annotated[str, typer.Option(help="Numbers of interactions, by commas.")] = "0,1,2,3,5,10,20",
     validation: Annotated[bool, typer.Option(help="Judge validation users in place of test users.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for cold-start.json and cold-start.svg.")] = None,
@@ -78,9 +78,13 @@ def main(
         write_text(out / "cold-start.svg", drawn(found))
 
 
-def measure(checkpoint: Checkpoint, data: Path, sizes: Sequence[int], role: Role) -> dict[Cell, dict[str, float]]:
+def measure(
+    checkpoint: Checkpoint, data: Path | None, sizes: Sequence[int], role: Role
+) -> dict[Cell, dict[str, float]]:
     """Return every method's figure for each order and number of interactions that some users are long enough for."""
-    settings: Settings = checkpoint.settings.with_values({"data.path": str(data)}, "--data")
+    settings: Settings = checkpoint.settings
+    if data is not None:
+        settings = settings.with_values({"data.path": str(data)}, "--data")
     dataset = load_training_dataset(settings)
     population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
     judged = settings.evaluation

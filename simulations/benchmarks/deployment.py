@@ -27,7 +27,7 @@ import numpy as np
 import typer
 
 from metarec_shared.errors import FederationError
-from simulations.benchmarks.measure import machine, print_table, write_figures
+from simulations.benchmarks.measure import machine, print_table, resident_megabytes, write_figures
 
 ITEMS, USERS, HISTORY = 200, 20, 20
 """Of each site's invented data."""
@@ -179,7 +179,7 @@ def _wait(condition: Callable[[], bool], what: str) -> None:
 def _server_megabytes(superlink: int) -> tuple[float, float]:
     """Return the resident memory of the SuperLink and of all its ServerApps, in MB."""
     apps = [pid for pid in _descendants(superlink) if "flwr-serverapp" in _command(pid)]
-    return _megabytes([superlink]), _megabytes(apps)
+    return resident_megabytes([superlink]), resident_megabytes(apps)
 
 
 def _descendants(parent: int) -> Sequence[int]:
@@ -200,15 +200,6 @@ def _command(pid: int) -> str:
     with contextlib.suppress(OSError):
         return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     return ""
-
-
-def _megabytes(pids: Sequence[int]) -> float:
-    total = 0.0
-    for pid in pids:
-        with contextlib.suppress(OSError, StopIteration):
-            lines = (Path("/proc") / str(pid) / "status").read_text().splitlines()
-            total += float(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
-    return total
 
 
 def _free_ports(count: int) -> list[int]:

@@ -3,10 +3,11 @@
 What is reported is a ratio of times of the same turn, its median over turns and how far it spreads, never a time alone.
 """
 
+import contextlib
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,16 @@ def machine() -> str:
     """Return what the figures were measured on, in a line."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{platform.machine()}, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
+
+
+def resident_megabytes(pids: Iterable[int]) -> float:
+    """Return the resident memory of processes in MB; of those that have ended none."""
+    total = 0.0
+    for pid in pids:
+        with contextlib.suppress(OSError, StopIteration):
+            lines = (Path("/proc") / str(pid) / "status").read_text().splitlines()
+            total += float(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+    return total
 
 
 def _finish(device: torch.device | None) -> None:

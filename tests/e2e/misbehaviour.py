@@ -18,6 +18,9 @@ from typing import Any
 LIES = {int(number): lie for number, lie in json.loads(os.environ.get("METAREC_TEST_LIES", "{}")).items()}
 
 
+AHEAD = float(os.environ.get("METAREC_TEST_AHEAD", "0"))
+
+
 class After:
     """Change a module as soon as it was imported, whoever imports it."""
 
@@ -95,19 +98,15 @@ def send_twice(supernode: ModuleType) -> None:
     supernode._push_messages = push_twice
 
 
-def set_clock(ahead: float) -> None:
-    """Let this process's wall clock be ahead, as far as Python reads it."""
+def sign_ahead(date: ModuleType) -> None:
+    """Let Flower's clock, by which nodes sign, be ahead."""
+    now = date.now
+    date.now = lambda: now() + datetime.timedelta(seconds=AHEAD)
+
+
+CHANGES = {"client.app": answer_falsely, "flwr.supernode.start_client_internal": send_twice}
+if AHEAD:
     wall = time.time
-
-    class Ahead(datetime.datetime):
-        @classmethod
-        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:  # type: ignore[override]
-            return super().now(tz) + datetime.timedelta(seconds=ahead)
-
-    time.time = lambda: wall() + ahead
-    datetime.datetime = Ahead  # type: ignore[misc]
-
-
-if seconds := float(os.environ.get("METAREC_TEST_AHEAD", "0")):
-    set_clock(seconds)
-sys.meta_path.insert(0, After({"client.app": answer_falsely, "flwr.supernode.start_client_internal": send_twice}))
+    time.time = lambda: wall() + AHEAD
+    CHANGES["flwr.supercore.date"] = sign_ahead
+sys.meta_path.insert(0, After(CHANGES))

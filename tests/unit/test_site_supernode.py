@@ -2,11 +2,10 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import httpx
 import pytest
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -18,7 +17,7 @@ from flwr.supercore.run import Run
 from flwr.supernode import start_client_internal as flower
 from flwr.supernode.nodestate import NodeState, NodeStateFactory
 
-from client.site.supernode import WAITS, check_bundles, is_approved, repeat_sends
+from client.site.supernode import check_bundles, is_approved
 from simulations.grid import InProcessGrid  # noqa: F401 - gives this process the identity that Flower asks for
 from tests.integration.test_in_process_federation import make_grid
 from tests.small import small_settings
@@ -148,36 +147,3 @@ def test_a_bundle_is_approved_by_its_content_and_by_what_its_run_names() -> None
     assert not is_approved(Fab(digest(BUNDLE), OTHER, {}), digest(BUNDLE))
     assert not is_approved(Fab("another", BUNDLE, {}), digest(BUNDLE))
     assert not is_approved(Fab(digest(OTHER), OTHER, {}), digest(BUNDLE))
-
-
-def _failing(status: int, times: int) -> Callable[..., str]:
-    """Return a call that the server answers by a status, some times, and then takes."""
-    left = [times]
-
-    def call(*arguments: Any) -> str:
-        if left[0] == 0:
-            return f"taken {arguments[0]}"
-        left[0] -= 1
-        request = httpx.Request("POST", "https://server/")
-        raise httpx.HTTPStatusError("no", request=request, response=httpx.Response(status, request=request))
-
-    return call
-
-
-@pytest.mark.usefixtures("hooks")
-def test_a_reply_that_the_server_fails_to_take_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent, waits = [], []  # type: ignore[var-annotated]
-
-    def push(*, send: Callable[..., str], push_object: Callable[..., str], state: str) -> None:
-        sent.extend([send("message"), push_object("object"), state])
-
-    monkeypatch.setattr(flower, "_push_messages", push)
-    repeat_sends(waits.append)
-    flower._push_messages(send=_failing(500, 3), push_object=_failing(503, 1), state="as it is")  # type: ignore[call-arg, arg-type]
-    assert sent == ["taken message", "taken object", "as it is"]
-    assert waits == [*WAITS[:3], WAITS[0]]
-    for status, times, tries in ((500, 9, len(WAITS)), (404, 1, 0)):
-        waits.clear()
-        with pytest.raises(httpx.HTTPStatusError):
-            flower._push_messages(send=_failing(status, times), push_object=_failing(200, 0), state="")  # type: ignore[call-arg, arg-type]
-        assert len(waits) == tries
