@@ -234,9 +234,8 @@ def test_the_browser_recommends_and_explains_what_pytorch_does(visit: Visit, che
     for case, answer in zip(cases, answers, strict=True):
         ratings = np.array([one["rating"] or np.nan for one in case["history"]], dtype=np.float32)
         levels = feedback_levels(ratings, scale).tolist()
-        kept = [
-            Item(position=one["position"], feedback=level) for one, level in zip(case["history"], levels, strict=True)
-        ]
+        positions = [one["position"] for one in case["history"]]
+        kept = [Item(position=at, feedback=level) for at, level in zip(positions, levels, strict=True)]
         profile = Profile(items=kept, in_time=case["inTime"])
         expected = recommend(model, profile, 10)
         assert [one["position"] for one in answer] == [at for at, _ in expected]
