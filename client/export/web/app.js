@@ -266,10 +266,9 @@ function recommended(recommendation, history) {
 /** Return why something is recommended, in parts: every second one is a title. */
 function reasons({ because }, history) {
   if (history.length === 0) return [];
-  if (because[0].standing <= 0) return ["No one of your titles alone speaks for it."];
   const named = because
     .slice(0, 2)
-    .filter((reason) => reason.standing >= WEAK * because[0].standing)
+    .filter((reason, place) => place === 0 || (reason.weight > 0 && reason.weight >= WEAK * because[0].weight))
     .map((reason) => history.find((item) => item.position === reason.position));
   const lead = named.some(isDisliked) ? "Because of " : "Because you liked ";
   const before = (place) => (place === 0 ? lead : `${ratingOf(named[place - 1])} and `);

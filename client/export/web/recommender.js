@@ -14,10 +14,10 @@ ort.env.logLevel = "error";
 /**
  * @typedef {{position: number, rating?: number | null}} Liked An item of a history: its position in the catalogue,
  *   and by choice a rating on the catalogue's scale.
- * @typedef {{position: number, loss: number, standing: number}} Reason What a recommendation loses if the model adapts
- *   anew without an item of the history: of its score, and of its standing among all that may be recommended, which is
- *   its score in standard deviations from their mean. Scores grow and shrink with the size of a history, standing does
- *   not.
+ * @typedef {{position: number, loss: number, weight: number}} Reason What a recommendation loses if the model adapts
+ *   anew without an item of the history: of its score; and how much further it falls without this item than without
+ *   one of the others, in standard deviations of the scores of all that may be recommended. A model makes other scores
+ *   of n items than of n - 1, whichever they are: weights compare histories of one size, losses do not.
  * @typedef {{position: number, id: string, title: string, score: number, because: Reason[]}} Recommendation
  */
 
@@ -54,7 +54,7 @@ export class Recommender {
    * Adapt to a history and recommend, best first, nothing of the history.
    *
    * With explanations all is one call of the graph: the history is one row, and each of its items is left out in a
-   * further one. What a recommendation's standing loses there is how much that item speaks for it.
+   * further one. How far a recommendation falls there is how much that item speaks for it.
    *
    * @param {Liked[]} history Each item once.
    * @param {object} [options]
@@ -142,17 +142,19 @@ function scoresByItem(positions, scores, items) {
 /** Return the reasons for each recommendation; row 0 has the scores with the whole history, row n without the n-th. */
 function reasonsFor(best, history, rows) {
   const own = new Set(history.map((item) => item.position));
-  const [whole, ...without] = rows.map((row) => ({ row, ...spread(row, own) }));
-  const standing = ({ row, mean, deviation }, position) => (row[position] - mean) / deviation;
-  return best.map(({ position }) =>
-    history
+  const [whole, ...without] = rows;
+  const spreads = without.map((row) => spread(row, own));
+  return best.map(({ position }) => {
+    const standings = spreads.map(({ mean, deviation }, place) => (without[place][position] - mean) / deviation);
+    const usual = standings.reduce((sum, one) => sum + one, 0) / standings.length;
+    return history
       .map((item, place) => ({
         position: item.position,
-        loss: whole.row[position] - without[place].row[position],
-        standing: standing(whole, position) - standing(without[place], position),
+        loss: whole[position] - without[place][position],
+        weight: usual - standings[place],
       }))
-      .sort((one, other) => other.standing - one.standing),
-  );
+      .sort((one, other) => other.weight - one.weight);
+  });
 }
 
 /** Return mean and standard deviation of scores, of which those of the history do not count. */
