@@ -90,12 +90,6 @@ class PageServer(ThreadingHTTPServer):
             super().handle_error(request, client_address)  # type: ignore[arg-type] # whatever it was given
 
 
-def serve_folder(folder: Path, host: str, port: int, *, public: bool = False) -> None:
-    """Serve a folder until the process is interrupted; arguments and errors as those of ``PageServer``."""
-    with PageServer(folder, host, port, public=public) as server:
-        server.serve_forever()
-
-
 class _Handler(BaseHTTPRequestHandler):
     server: PageServer
     protocol_version = "HTTP/1.1"

@@ -1,10 +1,13 @@
 """The commands ``metarec serve`` and ``metarec client``. What takes long to import is imported where it is used."""
 
+import contextlib
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from metarec_shared.errors import SettingsError
 
 if TYPE_CHECKING:
     from client.service.caller import Caller
@@ -29,10 +32,17 @@ class Format(StrEnum):
 
 @serve_app.command()
 def serve(
-    model: Annotated[Path, typer.Option(help="Folder of a run.", metavar="RUN", show_default=False)],
-    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to listen; port 0: a free one.")] = (
-        "127.0.0.1:50051"
-    ),
+    model: Annotated[Path | None, typer.Option(help="Folder of a run.", metavar="RUN")] = None,
+    http: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Serve the web page of metarec export --format web, in place of a model."),
+    ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Where to listen, 127.0.0.1 at 50051 or, a web page, 8080; port 0: a free one."
+        ),
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key, PEM, mode 0600.")] = None,
     auth_token_file: Annotated[
@@ -49,12 +59,17 @@ def serve(
     grace: Annotated[float, typer.Option(min=0, help="Seconds that accepted calls have after SIGTERM.")] = 30.0,
     log_format: Annotated[LogLines, typer.Option(help="Log lines for people or for machines.")] = LogLines.TEXT,
 ) -> None:
-    """Serve a model by gRPC; SIGHUP, or a new model in the folder, replaces it, SIGTERM ends it."""
+    """Serve a model by gRPC; SIGHUP, or a new model in the folder, replaces it, SIGTERM ends it. Or a web page."""
+    if http is not None and model is None:
+        _serve_page(http, listen or "127.0.0.1:8080", public=insecure)
+        return
+    if model is None or http is not None:
+        raise SettingsError("serve: give either --model RUN or --http DIR")
     from client.service.serve import ServeSettings, run_service
 
     settings = ServeSettings(
         model=model,
-        listen=listen,
+        listen=listen or "127.0.0.1:50051",
         tls_cert=tls_cert,
         tls_key=tls_key,
         auth_token_file=auth_token_file,
@@ -67,6 +82,17 @@ def serve(
         grace=grace,
     )
     run_service(settings, log_format.value)
+
+
+def _serve_page(folder: Path, listen: str, *, public: bool) -> None:
+    from client.export.web_server import PageServer
+    from client.service.address import split_address
+
+    host, port = split_address(listen, "--listen")
+    with PageServer(folder, host, port, public=public) as server:
+        typer.echo(f"the page is at {server.url}; Ctrl-C ends it")
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 HistoryFile = Annotated[

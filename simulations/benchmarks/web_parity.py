@@ -3,8 +3,7 @@
 ``python -m simulations.benchmarks.web_parity --model RUN [--data DIR] [--users 500] [--json FILE]``
 
 For cold-start users of the run, in each order of histories: the page's own ``metarec.recommend`` against PyTorch, list
-by list and score by score; then milliseconds of a call without and with explanations. Needs npm, playwright,
-Chromium.
+by list and score by score; then milliseconds of a call without and with explanations. Needs npm, playwright, Chromium.
 """
 
 import tempfile

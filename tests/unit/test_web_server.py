@@ -2,14 +2,20 @@
 
 import http.client
 import os
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from client.export.web_server import PageServer
+from metarec_shared.cli import run as metarec
 from metarec_shared.errors import DataError, SettingsError
 
 TYPES = {
@@ -134,3 +140,24 @@ def test_other_machines_are_served_only_by_choice(folder: Path) -> None:
 def test_a_folder_without_a_page_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no index\.html; wanted what metarec export --format web wrote"):
         PageServer(tmp_path, "127.0.0.1", 0)
+
+
+def test_the_command_serves_a_page_or_a_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options in ([], ["--model", "run", "--http", str(folder)]):
+        assert metarec(["serve", *options]) == 2
+        assert "give either --model RUN or --http DIR" in capsys.readouterr().err
+    command = [
+        sys.executable,
+        "-u",
+        "-c",
+        "import sys; from metarec_shared.cli import run; sys.exit(run(sys.argv[1:]))",
+    ]
+    arguments = ["serve", "--http", str(folder), "--listen", "127.0.0.1:0"]
+    with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = re.search(r"http://\S+/", process.stdout.readline())
+        assert url is not None
+        with urllib.request.urlopen(url[0] + "style.css", timeout=20) as answer:
+            assert b"content of style.css" in answer.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
