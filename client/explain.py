@@ -56,9 +56,10 @@ def without_each(
     """
     size = task.support.shape[1]
     whole: Tensor = model(task, E=E)[0, position]
-    left = task.take(torch.zeros(size, dtype=torch.int64))
-    left = replace(left, support_mask=left.support_mask & ~torch.eye(size, dtype=torch.bool))
-    others: Tensor = model(left, E=E)[:, position]
+    each, gone = task.take(torch.zeros(size, dtype=torch.int64)), torch.eye(size, dtype=torch.bool)
+    ranks = task.recency if task.recency is None else task.recency - (task.recency > task.recency.T).long()
+    left = replace(each, support_mask=each.support_mask & ~gone, recency=ranks)
+    others: Tensor = model(left, adapt=size > 1, E=E)[:, position]  # who has done nothing is not adapted to
     return whole - others
 
 

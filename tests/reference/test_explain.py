@@ -9,6 +9,8 @@ import torch
 from scipy.stats import spearmanr
 
 from client.explain import differentiable, influences, without_each
+from client.history import Item, Profile
+from client.recommend import task_of
 from metarec_shared.model import BertRecommender
 from metarec_shared.settings import AdaptationSettings
 from metarec_shared.start_prior import StartPrior
@@ -123,3 +125,19 @@ def test_explaining_leaves_the_model_as_it_was() -> None:
     assert differentiable(model) is not model
     assert model.adaptation.learner is learner
     assert differentiable(model).projection is model.projection
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_adapting_anew_is_what_is_recommended_from_without_the_item(size: int) -> None:
+    """Ranks in time close up, and nobody adapts to nothing."""
+    model = small_model(AdaptationSettings(), sizes=replace(SMALL_MODEL, recency=True), dtype=torch.float32)
+    E = model.item_vectors().detach()
+    items = [Item(position=position) for position in (3, 9, 4, 21)[:size]]
+
+    def score(history: list[Item]) -> float:
+        with torch.no_grad():
+            return float(model(task_of([Profile(items=history, in_time=True)]), adapt=bool(history), E=E)[0, 7])
+
+    lost = without_each(model, task_of([Profile(items=items, in_time=True)]), E, 7)
+    expected = [score(items) - score(items[:place] + items[place + 1 :]) for place in range(size)]
+    assert lost.tolist() == pytest.approx(expected, abs=1e-5)
