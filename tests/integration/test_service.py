@@ -694,8 +694,9 @@ def test_the_command_asks_a_service(trained: Path, rec: Recommender, tmp_path: P
 
 
 def test_the_documented_example_runs(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = (Path(__file__).resolve().parents[2] / "docs" / "service.md").read_text(encoding="utf-8")
-    example = text.partition("```python\n")[2].partition("```")[0]
+    root = Path(__file__).resolve().parents[2]
+    example = (root / "docs" / "service.md").read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    assert example in (root / "README.md").read_text(encoding="utf-8")
     titles = {"Toy Story (1995)": "b0003", "Heat (1995)": "b0007", "Alien (1979)": "b0021"}
     with in_background(trained) as address:
         for title, item in {**titles, "127.0.0.1:50051": address}.items():
