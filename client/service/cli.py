@@ -1,6 +1,7 @@
 """The commands ``metarec serve`` and ``metarec client``. What takes long to import is imported where it is used."""
 
 import contextlib
+import signal
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -89,6 +90,7 @@ def _serve_page(folder: Path, listen: str, *, public: bool) -> None:
     from client.service.address import split_address
 
     host, port = split_address(listen, "--listen")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which shells keep from what they background
     with PageServer(folder, host, port, public=public) as server:
         typer.echo(f"the page is at {server.url}; Ctrl-C ends it")
         with contextlib.suppress(KeyboardInterrupt):

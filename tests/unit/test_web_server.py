@@ -3,7 +3,6 @@
 import http.client
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -159,5 +158,8 @@ def test_the_command_serves_a_page_or_a_model(folder: Path, capsys: pytest.Captu
         assert url is not None
         with urllib.request.urlopen(url[0] + "style.css", timeout=20) as answer:
             assert b"content of style.css" in answer.read()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        process.terminate()
+        try:
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
