@@ -39,7 +39,7 @@ def test_inner_loop_compares_each_choice_with_the_textbook(tmp_path: Path) -> No
     figures = run(inner_loop.main, *arguments, json_file=tmp_path / "figures.json")
     assert figures.keys() == {"default", "user-vector", "head", "lora", "all"}
     for choice, found in figures.items():
-        tolerance = 1e-4 if choice == "all" else 1e-5  # float32 after three steps of every parameter; equal in float64
+        tolerance = 1e-4 if choice == "all" else 3e-5  # float32, by the processor's kernels; equal in float64
         assert found["difference"] < tolerance, choice
         assert found["difference_clipped"] < tolerance, choice
         assert min(found["speedup"], found["speedup_clipped"], found["memory_ratio"]) > 0

@@ -399,6 +399,6 @@ def test_the_files_for_systemd_and_containers_name_commands_that_exist(home: Hom
     unit = (home.folder / "deploy" / "metarec-server.service").read_text()
     assert f"ExecStart=/usr/bin/env metarec server start {home.folder}" in unit
     docker = (home.folder / "deploy" / "Dockerfile").read_text()
-    assert "USER metarec" in docker
+    assert "USER 10001" in docker
     assert "EXPOSE 19092" in docker
     assert '"19092:19092"' in (home.folder / "deploy" / "compose.yaml").read_text()
