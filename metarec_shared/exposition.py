@@ -14,6 +14,10 @@ from prometheus_client.registry import Collector
 LOOPBACK = "127.0.0.1"
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # of five, the base class's, a burst of connections has the next ones wait for seconds
+
+
 def serve_figures(
     collector: Collector, health: Callable[[], tuple[bool, Mapping[str, Any]]], port: int
 ) -> ThreadingHTTPServer:
@@ -31,6 +35,8 @@ def serve_figures(
     registry.register(collector)
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = 30.0  # seconds, after which a silent connection is closed
+
         def do_GET(self) -> None:
             if self.path == "/metrics":
                 self._answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(registry))
@@ -51,6 +57,6 @@ def serve_figures(
             self.end_headers()
             self.wfile.write(body)
 
-    server = ThreadingHTTPServer((LOOPBACK, port), Handler)
+    server = _Server((LOOPBACK, port), Handler)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server
