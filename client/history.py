@@ -80,7 +80,7 @@ def read_history(lines: Iterable[str], catalogue: Catalogue, scale: RatingScale 
         if timed not in (None, time is not None):
             raise DataError(f"{where}: either every line has a time after a second tab or none has")
         timed = time is not None
-        position = _position(name.strip(), catalogue, where)
+        position = position_of(name.strip(), catalogue, where)
         if position is None:
             skipped.append(name.strip())
         else:
@@ -148,14 +148,44 @@ def hash_attributes(assignments: Iterable[str], columns: Sequence[str] | None) -
     return hashes
 
 
-def _position(name: str, catalogue: Catalogue, where: str) -> int | None:
+def position_of(name: str, catalogue: Catalogue, where: str = "") -> int | None:
+    """Return the position of the item that bears an id or a title; None: there is none.
+
+    Args:
+        name: The id or the exact title, ids first.
+        catalogue: Where it is looked up.
+        where: Where it was named, for the error; empty: nowhere that helps.
+
+    Raises:
+        DataError: Several items bear the title.
+    """
     if name in catalogue.index:
         return catalogue.index[name]
     positions = catalogue.positions_by_title.get(name, [])
     if len(positions) > 1:
         ids = ", ".join(catalogue.item_ids[position] for position in positions)
-        raise DataError(f"{where}: {len(positions)} items bear the title {name!r}; give one of their ids: {ids}")
+        said = f"{len(positions)} items bear the title {name!r}; give one of their ids: {ids}"
+        raise DataError(f"{where}: {said}" if where else said)
     return positions[0] if positions else None
+
+
+def feedback_level(rating: float, scale: RatingScale | None, where: str, told: str) -> int:
+    """Return the feedback level of a rating; 0 where the model was trained without ratings.
+
+    Args:
+        rating: The rating.
+        scale: Its scale; None: the model was trained without.
+        where: Where it was given, for the error.
+        told: The rating as it was given, for the error.
+
+    Raises:
+        DataError: It is off the scale.
+    """
+    if scale is None:
+        return 0
+    if not scale.low <= rating <= scale.high:
+        raise DataError(f"{where}: rating must be between {scale.low:g} and {scale.high:g}, got {told}")
+    return int(feedback_levels(np.array([rating], dtype=np.float32), scale)[0])
 
 
 def _time(text: str, where: str) -> float | None:
@@ -177,8 +207,4 @@ def _feedback(text: str, scale: RatingScale | None, where: str) -> int:
         rating = float(text)
     except ValueError:
         raise DataError(f"{where}: rating must be a number, got {text!r}") from None
-    if scale is None:
-        return 0
-    if not scale.low <= rating <= scale.high:
-        raise DataError(f"{where}: rating must be between {scale.low:g} and {scale.high:g}, got {text!r}")
-    return int(feedback_levels(np.array([rating], dtype=np.float32), scale)[0])
+    return feedback_level(rating, scale, where, repr(text))

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.history import Item, Profile
+from client.history import Item, Profile, feedback_level, position_of
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import DataError
-from metarec_shared.feedback import feedback_levels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,21 +82,6 @@ def profile_of(
     return Profile(items=list(items.values()), skipped=skipped, attributes=attributes, in_time=in_time)
 
 
-def position_of(name: str, catalogue: Catalogue) -> int | None:
-    """Return the position of the item that bears an id or a title; None: there is none.
-
-    Raises:
-        DataError: Several items bear the title.
-    """
-    if name in catalogue.index:
-        return catalogue.index[name]
-    positions = catalogue.positions_by_title.get(name, [])
-    if len(positions) > 1:
-        ids = ", ".join(catalogue.item_ids[position] for position in positions)
-        raise DataError(f"{len(positions)} items bear the title {name!r}; give one of their ids: {ids}")
-    return positions[0] if positions else None
-
-
 def _interaction(told: Told, place: int) -> Interaction:
     where = f"history, interaction {place}"
     match told:
@@ -118,10 +102,6 @@ def _interaction(told: Told, place: int) -> Interaction:
 
 
 def _level(one: Interaction, scale: RatingScale | None) -> int:
-    if one.rating is None or scale is None:
+    if one.rating is None:
         return 0
-    if not scale.low <= one.rating <= scale.high:
-        raise DataError(
-            f"history, item {one.item!r}: rating must be between {scale.low:g} and {scale.high:g}, got {one.rating:g}"
-        )
-    return int(feedback_levels(np.array([one.rating], dtype=np.float32), scale)[0])
+    return feedback_level(one.rating, scale, f"history, item {one.item!r}", f"{one.rating:g}")

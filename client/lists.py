@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from client.history import Profile
-from client.interaction import position_of
+from client.history import Profile, position_of
 from client.rerank import POOL, reranked
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.errors import DataError

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from client.explain import influences
-from client.history import Profile, read_attributes
-from client.interaction import Interaction, Told, interactions_of, position_of, profile_of
+from client.history import Profile, position_of, read_attributes
+from client.interaction import Interaction, Told, interactions_of, profile_of
 from client.lists import (
     Item,
     Recommendation,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import grpc
 
-from client.history import Profile
-from client.interaction import position_of, profile_of
+from client.history import Profile, position_of
+from client.interaction import profile_of
 from client.lists import Recommendation, Wish
 from client.recommender import Explanation, Recommender, State, User, lists_of, scores_of
 from client.service.refusal import RefusedError
