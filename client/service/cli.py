@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from client.cli import Format
 from metarec_shared.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -21,13 +22,6 @@ class LogLines(StrEnum):
     """For whom log lines are."""
 
     TEXT = "text"
-    JSON = "json"
-
-
-class Format(StrEnum):
-    """How answers are printed."""
-
-    TABLE = "table"
     JSON = "json"
 
 
