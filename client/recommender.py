@@ -354,7 +354,7 @@ class User:
         position = _known_position(item, state.catalogue)
         found: list[Influence] = []
         if profile.items:
-            values = influences(state.model, task_of([profile]), state.vectors, position).tolist()
+            values = influences(state.model, task_of([profile]), state.vectors, [position])[0].tolist()
             found = [
                 Influence(
                     item_id=state.catalogue.item_ids[one.position],

@@ -158,7 +158,7 @@ class BertRecommender(nn.Module):
         for order, regressions in self.regressions.items():
             counted = tasks.counted(scored.dtype) * tasks.in_order(order)[:, None]
             for regression in regressions:
-                scored = scored + regression.blended(tasks.support, counted)
+                scored = scored + regression.blended(tasks.support, counted, tasks.support_sizes())
         if self.start_prior is not None:
             scored = scored + self.start_prior.blended(tasks)
         if self.text_kernel is not None:

@@ -112,7 +112,7 @@ class StartPrior:
 
     def _rows(self, tasks: TaskBatch) -> Float[Tensor, "users sizes"]:
         """Return how much each size counts for each user."""
-        weights = between_sizes(self.sizes, tasks.counted(self.logs.dtype).sum(dim=1)).to(self.logs)
+        weights = between_sizes(self.sizes, tasks.support_sizes()).to(self.logs)
         if tasks.from_start is None:
             return torch.zeros_like(weights)
         return weights * tasks.from_start.to(weights)[:, None]

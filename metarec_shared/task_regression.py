@@ -270,10 +270,16 @@ class TaskRegression:
         return scored
 
     def blended(
-        self, support: Int[Tensor, "users support"], counted: Float[Tensor, "users support"]
+        self,
+        support: Int[Tensor, "users support"],
+        counted: Float[Tensor, "users support"],
+        sizes: Int[Tensor, " users"],
     ) -> Float[Tensor, "users items"]:
         """Return what is added to a model's scores: predictions by the blend of each support set's size."""
-        return blend_of_size(self.blends, counted.sum(dim=1))[:, None] * self.predictions(support, counted)
+        blends = blend_of_size(self.blends, sizes).to(counted)
+        users = ((blends != 0) & (counted != 0).any(dim=1)).nonzero()[:, 0]  # the others are not computed
+        found = blends[users, None] * self.predictions(support[users], counted[users])
+        return found.new_zeros(len(support), found.shape[1]).index_copy(0, users, found)
 
     def to(self, device: torch.device) -> "TaskRegression":
         """Return the regression on ``device``."""

@@ -50,6 +50,8 @@ class TaskBatch(Batch):
         perturbation: What is added to the support items' vectors as the user encoder reads them; None: nothing.
         weights: How often each support item counts, in everything that is made of the support set: 0 as if it were not
             there, 1 once, anything between; None: once. Scores are differentiated in it to explain them.
+        sizes: How many interactions a user is taken to have where blends by size are looked up, which
+            weights do not change; None: as many as are real.
     """
 
     support: Int[Tensor, "users support"]
@@ -66,6 +68,7 @@ class TaskBatch(Batch):
     attributes: Int[Tensor, "users columns"] | None = None
     perturbation: Float[Tensor, "users support width"] | None = None
     weights: Float[Tensor, "users support"] | None = None
+    sizes: Int[Tensor, " users"] | None = None
 
     def __len__(self) -> int:
         return len(self.support)
@@ -74,6 +77,10 @@ class TaskBatch(Batch):
         """Return how often each support item counts; padding does not."""
         mask = self.support_mask.to(dtype)
         return mask if self.weights is None else mask * self.weights.to(dtype)
+
+    def support_sizes(self) -> Int[Tensor, " users"]:
+        """Return the number of each user's interactions, by which what is added to a model's scores is blended."""
+        return self.support_mask.sum(dim=1) if self.sizes is None else self.sizes
 
     def in_order(self, order: Order) -> Bool[Tensor, " users"]:
         """Mark the users whose history is read in an order."""

@@ -32,6 +32,9 @@ from metarec_shared.tasks import Order, TaskBatch
 KernelBlends = Mapping[Order, Mapping[int, float]]
 """What a support item counts for, by the order of histories and by the size of the support set."""
 
+PAIRS_AT_ONCE = 256
+"""Users' support items whose values are computed at a time; memory is that many x items x 4 bytes, a few times."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextKernel:
@@ -91,7 +94,7 @@ class TextKernel:
         support, counts = tasks.support.masked_fill(~tasks.support_mask, 0), tasks.counted(self.least.dtype)
         counted = self.least[support]
         for order, blends in self.blends.items():
-            of_size = blend_of_size(blends, counts.sum(dim=1)) * tasks.in_order(order)
+            of_size = blend_of_size(blends, tasks.support_sizes()).to(counts) * tasks.in_order(order)
             counted = torch.maximum(counted, of_size[:, None])
         return self._sum(support, counted * counts)
 
@@ -110,9 +113,9 @@ class TextKernel:
         if self.table is not None:
             return F.embedding_bag(support, self.table, per_sample_weights=weights.to(self.table), mode="sum")
         total = self.vectors.new_zeros(len(support), len(self.vectors))
-        for items, weight in zip(support.T, weights.T, strict=True):  # one support item a user: memory of one result
-            if weight.any():
-                total += self._values(items) * weight[:, None]
+        for users, places in zip(*(one.split(PAIRS_AT_ONCE) for one in weights.nonzero(as_tuple=True)), strict=True):
+            values = self._values(support[users, places]) * weights[users, places][:, None]
+            total = total.index_add(0, users, values)
         return total
 
     def _values(self, items: Int[Tensor, " some"]) -> Float[Tensor, "some items"]:

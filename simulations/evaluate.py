@@ -14,7 +14,7 @@ from metarec_shared.evaluation import model_scorer
 from metarec_shared.other_catalogue import model_over
 from metarec_shared.population import Population
 from metarec_shared.settings import Settings
-from metarec_shared.sources import load_dataset, load_training_dataset
+from metarec_shared.sources import load_dataset
 from metarec_shared.split import Role
 from metarec_shared.tasks import Order
 from simulations.protocols import (
@@ -28,6 +28,7 @@ from simulations.protocols import (
     orders_of,
     tuned_baselines,
 )
+from simulations.run_data import data_settings, training_population, whole_population
 from simulations.simulate import ABLATION_FOLDER
 
 
@@ -69,7 +70,7 @@ def evaluate_cold_users(
         MetaRecError: The run or the data cannot be used, or nobody enters any cell.
     """
     checkpoint = load_checkpoint(run)
-    settings = _data_settings(checkpoint, data, reading)
+    settings = data_settings(checkpoint, data, reading)
     subject = _own_data(run, checkpoint, settings) or _other_data(checkpoint, settings)
     say(f"evaluating {subject.who}")
     available = orders_of(subject.population.interactions)
@@ -105,11 +106,11 @@ def evaluate_cold_items(
     checkpoint = load_checkpoint(run)
     if not checkpoint.settings.data.hold_out_items:
         raise DataError(f"{run}: cold-item needs a run made with --hold-out-items; this one held out none")
-    settings = _data_settings(checkpoint, data, reading)
+    settings = data_settings(checkpoint, data, reading)
     dataset = load_dataset(settings)
     if dataset.catalogue.fingerprint != checkpoint.items.catalogue.fingerprint:
         raise DataError("cold-item evaluates a run on the data it was trained on; this is other data")
-    population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
+    population = whole_population(checkpoint, settings)
     users = population.judged(Role.TEST, settings.evaluation.users)
     who = f"the run's {len(users)} test users"
     say(f"evaluating {who}, never seen in meta-training")
@@ -123,11 +124,6 @@ def evaluate_cold_items(
     return {"protocol": "cold-item", "users": who, "own_data": True, "k": settings.evaluation.k, "cells": cells}
 
 
-def _data_settings(checkpoint: Checkpoint, data: Path | None, reading: Mapping[str, str]) -> Settings:
-    path = {} if data is None else {"data.path": str(data)}
-    return checkpoint.settings.with_values({**path, **reading}, "options")
-
-
 def _own_data(run: Path, checkpoint: Checkpoint, settings: Settings) -> _Subject | None:
     """Return the test users of the run, or None where the catalogue is another one.
 
@@ -136,8 +132,7 @@ def _own_data(run: Path, checkpoint: Checkpoint, settings: Settings) -> _Subject
     dataset = load_dataset(settings)
     if dataset.catalogue.fingerprint != checkpoint.items.catalogue.fingerprint:
         return None
-    dataset = load_training_dataset(settings)
-    population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
+    population = training_population(checkpoint, settings)
     users = population.judged(Role.TEST, settings.evaluation.users)
     ablation = run / ABLATION_FOLDER
     return _Subject(
@@ -145,7 +140,7 @@ def _own_data(run: Path, checkpoint: Checkpoint, settings: Settings) -> _Subject
         users=users,
         who=f"the run's {len(users)} test users, never seen in meta-training",
         methods=model_methods(checkpoint, load_checkpoint(ablation) if (ablation / MODEL_FILE).exists() else None),
-        items=len(dataset.catalogue),
+        items=len(checkpoint.items.known),
         own=True,
     )
 

@@ -12,12 +12,12 @@ from metarec_shared.dataset import Dataset
 from metarec_shared.errors import CheckpointError
 from metarec_shared.files import write_json, write_text
 from metarec_shared.fingerprint import data_fingerprint
+from metarec_shared.interactions import Interactions
 from metarec_shared.model_card import model_card
-from metarec_shared.population import Population
 from metarec_shared.rating_model import rating_errors
 from metarec_shared.rating_tasks import evaluation_rating_tasks
 from metarec_shared.settings import Settings
-from metarec_shared.sources import load_dataset, load_training_dataset
+from metarec_shared.sources import load_dataset
 from metarec_shared.split import Role
 from server.result import RESULT_FILE, describe
 from server.run_folder import RESUME_FILE, check_folder
@@ -33,6 +33,7 @@ from simulations.protocols import (
     tuned_baselines,
 )
 from simulations.report import SampleRecommendation, write_report
+from simulations.run_data import training_population, whole_population
 
 DATA_FILE = "data.json"
 ABLATION_FOLDER = "not_adapted"
@@ -102,26 +103,24 @@ def evaluate_run(
     settings: Settings, checkpoint: Checkpoint, ablation: Checkpoint | None, say: Say, *, baselines: bool
 ) -> dict[str, Any]:
     """Evaluate a run on its test users: cold users in every order, cold items where items were held out."""
-    dataset = load_training_dataset(settings)
-    population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
+    population, items = training_population(checkpoint, settings), len(checkpoint.items.known)
     sizes = settings.evaluation
     users = population.judged(Role.TEST, sizes.users)
     result: dict[str, Any] = {"cold_user": {"random": None, "time": None}, "cold_item": None}
     cells = [
         Cell(order=order, support=sizes.support, query=sizes.query, k=sizes.k)
-        for order in orders_of(dataset.interactions)
+        for order in orders_of(population.interactions)
     ]
     if baselines:
-        tuned = tuned_baselines(population, len(dataset.catalogue), cells, sizes.users, say)
+        tuned = tuned_baselines(population, items, cells, sizes.users, say)
     else:
-        tuned = dict.fromkeys(cells, popularity_baseline(population, len(dataset.catalogue)))
+        tuned = dict.fromkeys(cells, popularity_baseline(population, items))
     methods = model_methods(checkpoint, ablation)
     for cell in cells:
         say(f"evaluating {len(users)} test users, {cell.order} order")
         result["cold_user"][cell.order] = cold_user(population, users, cell, {**methods, **tuned.get(cell, {})})
     if settings.data.hold_out_items:
-        whole = load_dataset(settings)
-        everything = Population.of(whole.interactions, checkpoint.rating_scale, settings.run.seed)
+        everything = whole_population(checkpoint, settings)
         result["cold_item"] = cold_item(
             checkpoint, everything, everything.judged(Role.TEST, sizes.users), sizes.support, sizes.k
         )
@@ -130,8 +129,7 @@ def evaluate_run(
 
 def evaluate_ratings(settings: Settings, checkpoint: Checkpoint, say: Say) -> dict[str, Any]:
     """Predict ratings of test users from some of theirs, with and without a user's vector."""
-    dataset, sizes = load_training_dataset(settings), settings.evaluation
-    population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
+    population, sizes = training_population(checkpoint, settings), settings.evaluation
     users = population.judged(Role.TEST, sizes.users)
     result: dict[str, Any] = {"cold_user": {"random": None, "time": None}, "cold_item": None, "ratings": None}
     tasks = evaluation_rating_tasks(
@@ -150,8 +148,7 @@ def evaluate_ratings(settings: Settings, checkpoint: Checkpoint, say: Say) -> di
 
 def sample_recommendations(settings: Settings, checkpoint: Checkpoint) -> list[SampleRecommendation]:
     """Recommend for the first test users with enough history, for people to look at."""
-    dataset = load_training_dataset(settings)
-    population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
+    population = training_population(checkpoint, settings)
     support = settings.evaluation.support
     users = population.users(Role.TEST, shortest=support)[:SAMPLE_USERS]
     model, catalogue = checkpoint.model(), checkpoint.items.known
@@ -164,7 +161,9 @@ def sample_recommendations(settings: Settings, checkpoint: Checkpoint) -> list[S
         ranked = recommend(model, profile, 10)
         samples.append(
             SampleRecommendation(
-                support=[(catalogue.titles[p], _rating(dataset, int(user), int(p))) for p in task.support],
+                support=[
+                    (catalogue.titles[p], _rating(population.interactions, int(user), int(p))) for p in task.support
+                ],
                 recommended=[(catalogue.titles[p], score) for p, score in ranked],
             )
         )
@@ -185,8 +184,7 @@ def _check_data(folder: Path, dataset: Dataset, *, resume: bool) -> None:
         raise CheckpointError(f"{folder}: the run was made with other data; --resume needs the same")
 
 
-def _rating(dataset: Dataset, user: int, item: int) -> float | None:
-    histories = dataset.interactions
+def _rating(histories: Interactions, user: int, item: int) -> float | None:
     start = histories.offsets[user]
     value = float(histories.ratings[start + int((histories.history(user) == item).argmax())])
     return None if value != value else value  # NaN: no rating

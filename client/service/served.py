@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,17 +60,19 @@ class Models:
 
     Args:
         folder: The run's folder.
+        loaded: Called when a model has been loaded and is served from now on.
 
     Raises:
         CheckpointError: The folder holds no usable model that ranks.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, loaded: Callable[[], None] = lambda: None) -> None:
+        self._folder, self._loaded = folder, loaded
         self._loading = threading.Lock()
         self._seen = _stamp(folder)
         self._settling = self._seen
         self.served = load_served(folder)
+        loaded()
         self.reloads = 0
         self.failures = 0
 
@@ -103,6 +106,7 @@ class Models:
                 return False
             logger.info("the model is %s now, it was %s", served.version, self.served.version)
             self.served = served
+            self._loaded()
             self.reloads += 1
             return True
 

@@ -34,13 +34,11 @@ from metarec_shared.checkpoint import Checkpoint, load_checkpoint
 from metarec_shared.evaluation import Scorer, model_scorer
 from metarec_shared.files import write_json, write_text
 from metarec_shared.model import BertRecommender
-from metarec_shared.population import Population
-from metarec_shared.settings import Settings
-from metarec_shared.sources import load_training_dataset
 from metarec_shared.split import Role
-from simulations.benchmarks.measure import print_table
+from simulations.benchmarks.measure import mean_and_error, print_table
 from simulations.protocols import Cell, cold_user, orders_of, tuned_baselines
 from simulations.report_charts import STYLE
+from simulations.run_data import data_settings, training_population
 
 METHODS = ("ensemble", "adapted", "unadapted", "popularity", "ease")
 METRIC = "ndcg@10"
@@ -82,11 +80,8 @@ def measure(
     checkpoint: Checkpoint, data: Path | None, sizes: Sequence[int], role: Role
 ) -> dict[Cell, dict[str, float]]:
     """Return every method's figure for each order and number of interactions that some users are long enough for."""
-    settings: Settings = checkpoint.settings
-    if data is not None:
-        settings = settings.with_values({"data.path": str(data)}, "--data")
-    dataset = load_training_dataset(settings)
-    population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
+    settings = data_settings(checkpoint, data)
+    population = training_population(checkpoint, settings)
     judged = settings.evaluation
     users = population.judged(role, judged.users)
     cells = [
@@ -95,7 +90,7 @@ def measure(
         for size in sizes
     ]
     methods = our_methods(checkpoint.model())
-    baselines = tuned_baselines(population, len(dataset.catalogue), cells, judged.users, lambda line: None)
+    baselines = tuned_baselines(population, len(checkpoint.items.known), cells, judged.users, lambda line: None)
     found = {}
     for cell in cells:
         figures = cold_user(population, users, cell, {**methods, **baselines[cell]})
@@ -143,9 +138,7 @@ def drawn(found: Figures) -> str:
         for place, (order, rows) in enumerate(found.items(), start=1):
             axes = figure.add_subplot(1, len(found), place)
             for name in METHODS:
-                values = [row[name] for row in rows.values()]
-                errors = [_error(one) for one in values]
-                means = [float(np.mean(one)) for one in values]
+                means, errors = zip(*(mean_and_error(row[name]) for row in rows.values()), strict=True)
                 strong = name == "ensemble"
                 axes.errorbar(
                     range(len(rows)), means, yerr=errors, label=name, capsize=2, linewidth=2.2 if strong else 1.2
@@ -161,12 +154,8 @@ def drawn(found: Figures) -> str:
 
 
 def _shown(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.4f} ± {_error(values):.4f}"
-
-
-def _error(values: Sequence[float]) -> float:
-    """Return the standard error of the mean; 0 of one run."""
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    mean, error = mean_and_error(values)
+    return f"{mean:.4f} ± {error:.4f}"
 
 
 if __name__ == "__main__":

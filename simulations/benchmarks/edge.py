@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,23 +28,18 @@ import typer
 from client.export.export import Choices, export_onnx
 from client.export.exported import GRAPH_FILE
 from client.export.runtime import EdgeRecommender
-from client.history import Item, Profile
+from client.history import Profile
 from client.recommend import recommend
-from metarec_shared.checkpoint import Checkpoint, load_checkpoint
+from metarec_shared.checkpoint import load_checkpoint
 from metarec_shared.device import one_thread
-from metarec_shared.errors import DataError
-from metarec_shared.evaluation import cold_user_tasks
-from metarec_shared.population import Population
-from metarec_shared.sources import load_training_dataset
 from metarec_shared.split import Role
-from metarec_shared.tasks import Order, Task
 from simulations.baselines.baseline import Baseline
 from simulations.baselines.ease import fit_ease
 from simulations.baselines.item_knn import fit_item_knn
+from simulations.benchmarks.cold_users import Cells, K, Ranked, cold_users, ndcg
 from simulations.benchmarks.measure import machine, print_table, ratio, take_turns, write_figures
-from simulations.protocols import orders_of
+from simulations.run_data import data_settings, training_population
 
-K = 10
 USERS_A_TURN = 20
 REGULARIZATION, NEIGHBOURS, SHRINKAGE = 500.0, 200, 10.0
 
@@ -60,60 +55,6 @@ assert "torch" not in sys.modules
 lines = Path("/proc/self/status").read_text().splitlines()
 print(max(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ColdUser:
-    """A cold-start user.
-
-    Attributes:
-        profile: The support set, as a device reads a history.
-        query: What follows, positions in the whole catalogue.
-    """
-
-    profile: Profile
-    query: frozenset[int]
-
-
-Cells = dict[Order, list[ColdUser]]
-Ranked = list[tuple[int, float]]
-
-
-def cold_users(checkpoint: Checkpoint, population: Population, users: int) -> Cells:
-    """Return test users with the support set and the query of the run's own evaluation, by the order of histories."""
-    sizes, at = checkpoint.settings.evaluation, checkpoint.items.positions
-    chosen = population.judged(Role.TEST, users)
-
-    def cold(task: Task) -> ColdUser:
-        items = zip(at[task.support].tolist(), task.feedback.tolist(), strict=True)
-        told = () if task.attributes is None else [int(value) for value in task.attributes]
-        return ColdUser(
-            profile=Profile(
-                items=[Item(position=position, feedback=level) for position, level in items],
-                in_time=task.in_time,
-                attributes=told,
-            ),
-            query=frozenset(at[task.query].tolist()),
-        )
-
-    cells: Cells = {}
-    for order in orders_of(population.interactions):
-        tasks = cold_user_tasks(population, chosen, order, sizes.support, K, population.rating_scale)
-        cells[order] = [cold(task) for task in tasks]
-    if not any(cells.values()):
-        raise DataError(f"no test user has a history longer than {sizes.support}: there is nobody to recommend to")
-    return cells
-
-
-def ndcg(users: Sequence[ColdUser], answers: Sequence[Ranked]) -> float:
-    """Return the mean nDCG@10 of recommendations, with binary gain."""
-    discounts = [1 / math.log2(rank + 1) for rank in range(1, K + 1)]
-
-    def one(user: ColdUser, ranked: Ranked) -> float:
-        gained = sum(discount for discount, (at, _) in zip(discounts, ranked, strict=False) if at in user.query)
-        return gained / sum(discounts[: len(user.query)])
-
-    return statistics.mean(one(user, ranked) for user, ranked in zip(users, answers, strict=True))
 
 
 def parity(cells: Cells, edge: EdgeRecommender, torch_path: Callable[[Profile], Ranked]) -> dict[str, Any]:
@@ -220,10 +161,7 @@ def main(
 ) -> None:
     """Measure an exported run against the run itself and against simple baselines."""
     checkpoint = load_checkpoint(model)
-    path = {} if data is None else {"data.path": str(data)}
-    settings = checkpoint.settings.with_values(path, "options")
-    dataset = load_training_dataset(settings)
-    population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
+    population = training_population(checkpoint, data_settings(checkpoint, data))
     cells, recommender = cold_users(checkpoint, population, users), checkpoint.full_model()
     train, items = population.interactions.take(population.users(Role.TRAINING)), len(checkpoint.items.catalogue)
     train = replace(train, items=checkpoint.items.positions[train.items].astype(np.int32))

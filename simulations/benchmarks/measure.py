@@ -4,6 +4,7 @@ What is reported is a ratio of times of the same turn, its median over turns and
 """
 
 import contextlib
+import math
 import platform
 import statistics
 import time
@@ -67,6 +68,12 @@ def ratio(slow: Sequence[float], fast: Sequence[float], scale: float = 1.0) -> R
     """Return how many times longer ``slow`` took, turn by turn, times ``scale``."""
     values = [scale * a / b for a, b in zip(slow, fast, strict=True)]
     return Ratio(median=statistics.median(values), low=min(values), high=max(values))
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and its standard error, which is 0 of a single value."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return statistics.fmean(values), error
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = "") -> None:

@@ -22,11 +22,10 @@ from metarec_shared.checkpoint import load_checkpoint
 from metarec_shared.dataset import RatingScale
 from metarec_shared.device import one_thread
 from metarec_shared.feedback import FEEDBACK_LEVELS
-from metarec_shared.population import Population
-from metarec_shared.sources import load_training_dataset
 from simulations.benchmarks.browser import launched, serving, wait_until_ready
-from simulations.benchmarks.edge import K, Ranked, cold_users
+from simulations.benchmarks.cold_users import K, Ranked, cold_users
 from simulations.benchmarks.measure import machine, print_table, write_figures
+from simulations.run_data import data_settings, training_population
 
 _AT_A_TIME = 20
 
@@ -90,10 +89,7 @@ def main(
 ) -> None:
     """Compare a run in a browser with the run in PyTorch."""
     checkpoint = load_checkpoint(model)
-    path = {} if data is None else {"data.path": str(data)}
-    settings = checkpoint.settings.with_values(path, "options")
-    dataset = load_training_dataset(settings)
-    population = Population.of(dataset.interactions, checkpoint.rating_scale, settings.run.seed)
+    population = training_population(checkpoint, data_settings(checkpoint, data))
     cold = [user for found in cold_users(checkpoint, population, users).values() for user in found]
     profiles = [replace(user.profile, attributes=()) for user in cold]  # which the page does not ask for
     recommender = checkpoint.full_model()

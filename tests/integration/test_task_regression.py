@@ -204,8 +204,9 @@ def test_between_sizes_a_blend_is_linear_and_beyond_them_constant() -> None:
     )
     support = torch.tensor([[0, 1, 2, 3]])
     for size, wanted in ((0, 0.0), (1, 4.0), (2, 4.0), (3, 6.0), (4, 8.0)):
-        added = regression.blended(support, torch.arange(4)[None] < size)
-        torch.testing.assert_close(added, wanted * regression.predictions(support, torch.arange(4)[None] < size))
+        counted = (torch.arange(4)[None] < size).float()
+        added = regression.blended(support, counted, torch.tensor([size]))
+        torch.testing.assert_close(added, wanted * regression.predictions(support, counted))
         assert float(added.sum()) == wanted * size
 
 

@@ -1,0 +1,39 @@
+"""The data that a finished run was made with, read again to judge it afterwards."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from metarec_shared.checkpoint import Checkpoint
+from metarec_shared.population import Population
+from metarec_shared.settings import Settings
+from metarec_shared.sources import load_dataset, load_training_dataset
+
+
+def data_settings(checkpoint: Checkpoint, data: Path | None, reading: Mapping[str, str] | None = None) -> Settings:
+    """Return a run's settings, but for where its data lies now and how it is read.
+
+    Args:
+        checkpoint: The run's.
+        data: Folder of the data; None: where the run found it.
+        reading: Settings of how the data is read that are not the run's, ``{"data.on-bad-rows": "skip"}`` say.
+
+    Raises:
+        SettingsError: A setting makes no sense.
+    """
+    path = {} if data is None else {"data.path": str(data)}
+    return checkpoint.settings.with_values({**path, **(reading or {})}, "options")
+
+
+def training_population(checkpoint: Checkpoint, settings: Settings) -> Population:
+    """Return everybody's histories over the items that training knew, with the roles that the run gave them.
+
+    Raises:
+        DataError: The data cannot be read.
+    """
+    interactions = load_training_dataset(settings).interactions
+    return Population.of(interactions, checkpoint.rating_scale, settings.run.seed)
+
+
+def whole_population(checkpoint: Checkpoint, settings: Settings) -> Population:
+    """Return everybody's histories over the whole catalogue, held-out items included, as ``training_population``."""
+    return Population.of(load_dataset(settings).interactions, checkpoint.rating_scale, settings.run.seed)
