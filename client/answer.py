@@ -15,13 +15,20 @@ from metarec_shared.dataset import RatingScale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recommended:
-    """One recommended item; the rating the user would give it is None where the model predicts none."""
+class Recommendation:
+    """A recommended item.
+
+    Attributes:
+        item_id: Its id.
+        title: Its title.
+        score: What the model says of it: a logit, the larger the better; of similar items a cosine.
+        rating: The rating that the user would give it; None: the model predicts none.
+    """
 
     item_id: str
     title: str
     score: float
-    rating: float | None
+    rating: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +42,7 @@ class Answer:
         milliseconds: Time to adapt and rank, without loading the model.
     """
 
-    items: list[Recommended]
+    items: list[Recommendation]
     skipped: list[str]
     adapted: bool
     milliseconds: float
@@ -70,7 +77,7 @@ def answer_of(
     """
     return Answer(
         items=[
-            Recommended(item_id=catalogue.item_ids[p], title=catalogue.titles[p], score=score, rating=rating)
+            Recommendation(item_id=catalogue.item_ids[p], title=catalogue.titles[p], score=score, rating=rating)
             for (p, score), rating in zip(ranked, ratings, strict=True)
         ],
         skipped=list(profile.skipped),

@@ -52,7 +52,7 @@ def read_history(lines: Iterable[str], catalogue: Catalogue, scale: RatingScale 
     """Read a history: one item id or one exact title a line, then, each after a tab, by choice a rating and a time.
 
     Times are numbers that grow, seconds since 1970 say; the rating before one may be empty. Where every line has a time
-    the history is put in their order. An item named twice counts once, as it was named first. Blank lines are passed
+    the history is put in their order. An item that is named again counts once (``each_once``). Blank lines are passed
     over.
 
     Args:
@@ -65,8 +65,7 @@ def read_history(lines: Iterable[str], catalogue: Catalogue, scale: RatingScale 
         DataError: A rating is no number or off the scale, a time is no number, only some lines have one, or several
             items bear a title.
     """
-    items: dict[int, Item] = {}
-    times: dict[int, float | None] = {}
+    named: list[tuple[float, Item]] = []
     skipped: list[str] = []
     timed: bool | None = None
     for number, line in enumerate(lines, start=1):
@@ -84,10 +83,18 @@ def read_history(lines: Iterable[str], catalogue: Catalogue, scale: RatingScale 
         if position is None:
             skipped.append(name.strip())
         else:
-            items.setdefault(position, Item(position=position, feedback=feedback))
-            times.setdefault(position, time)
-    ordered = sorted(items.values(), key=lambda item: times[item.position] or 0.0)
-    return Profile(items=ordered, skipped=skipped, in_time=bool(timed))
+            named.append((time or 0.0, Item(position=position, feedback=feedback)))
+    named.sort(key=lambda one: one[0])  # stable: as they came where no time is known
+    return Profile(items=each_once(item for _, item in named), skipped=skipped, in_time=bool(timed))
+
+
+def each_once(items: Iterable[Item]) -> list[Item]:
+    """Return each item once: where it was named last, with the rating that it was last given."""
+    found: dict[int, Item] = {}
+    for item in items:
+        before = found.pop(item.position, item)
+        found[item.position] = item if item.feedback else before
+    return list(found.values())
 
 
 def read_history_file(path: Path, catalogue: Catalogue, scale: RatingScale | None) -> Profile:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.history import Item, Profile, feedback_level, position_of
+from client.history import Item, Profile, each_once, feedback_level, position_of
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import DataError
@@ -48,8 +48,8 @@ def profile_of(
 ) -> Profile:
     """Return a history as the model reads it.
 
-    An item that is named again counts once: when it was last, with the rating it then got. Where every interaction has
-    a time the history is put in their order, oldest first.
+    An item that is named again counts once (``each_once``). Where every interaction has a time the history is put in
+    their order, oldest first.
 
     Args:
         interactions: The history.
@@ -66,20 +66,16 @@ def profile_of(
             f"history, interaction {timed.index(not timed[0]) + 1}: either every interaction has a time or none has"
         )
     order = sorted(interactions, key=lambda one: one.time or 0.0)  # stable: as they came where no time is known
-    items: dict[int, Item] = {}
+    items: list[Item] = []
     skipped: list[str] = []
     for one in order:
         position = position_of(one.item, catalogue)
         if position is None:
             skipped.append(one.item)
-            continue
-        before = items.pop(position, None)
-        level = _level(one, scale)
-        if level == 0 and before is not None:
-            level = before.feedback
-        items[position] = Item(position=position, feedback=level)
+        else:
+            items.append(Item(position=position, feedback=_level(one, scale)))
     in_time = bool(interactions) and all(timed)
-    return Profile(items=list(items.values()), skipped=skipped, attributes=attributes, in_time=in_time)
+    return Profile(items=each_once(items), skipped=skipped, attributes=attributes, in_time=in_time)
 
 
 def _interaction(told: Told, place: int) -> Interaction:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from client.answer import Recommendation
 from client.history import Profile, position_of
 from client.rerank import POOL, reranked
 from metarec_shared.catalogue import Catalogue
@@ -20,23 +21,6 @@ class Item:
 
     item_id: str
     title: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recommendation:
-    """A recommended item.
-
-    Attributes:
-        item_id: Its id.
-        title: Its title.
-        score: What the model says of it: a logit, the larger the better; of similar items a cosine.
-        rating: The rating that the user would give it; None: the model predicts none.
-    """
-
-    item_id: str
-    title: str
-    score: float
-    rating: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from client.answer import Recommendation
 from client.explain import influences
 from client.history import Profile, position_of, read_attributes
 from client.interaction import Interaction, Told, interactions_of, profile_of
 from client.lists import (
     Item,
-    Recommendation,
     Wish,
     best,
     best_of_each,

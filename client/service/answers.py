@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import grpc
 
+from client.answer import Recommendation
 from client.history import Profile, position_of
 from client.interaction import profile_of
-from client.lists import Recommendation, Wish
+from client.lists import Wish
 from client.recommender import Explanation, Recommender, State, User, lists_of, scores_of
 from client.service.refusal import RefusedError
 from client.service.requests import Asked

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import grpc
 
+from client.answer import Recommendation
 from client.interaction import profile_of
-from client.lists import Recommendation
 from client.service.answers import Answer, explain, similar_items
 from client.service.batcher import Batcher
 from client.service.calls import Call, Calls, status_of

@@ -223,10 +223,10 @@ def run_service(settings: ServeSettings, log_format: LogFormat) -> None:
     os.umask(0o077)
     _log(log_format)
     torch.set_num_threads(1)  # matrices are small: more threads cost more than they bring
-    asyncio.run(_serve(Service(settings, loaded=_spare_from_collection)))
+    asyncio.run(_serve(Service(settings, loaded=spare_from_collection)))
 
 
-def _spare_from_collection() -> None:
+def spare_from_collection() -> None:
     """Have the garbage collector look at what is there now for the last time.
 
     Libraries and model are some hundred thousand objects that stay. Looking at them all again takes a fifth of a second

@@ -5,8 +5,9 @@
 For cold-start test users, in each order of histories and for each number of interactions: of each of the ten items that
 are recommended, what its score loses without an interaction (leave-one-out, the model adapted anew to the others) ranks
 the history. Reported is Spearman's correlation with the ranking by influence, the derivative of the score in the
-interaction's weight (``client.explain``), and how often both put the same interaction first. Beside it what an
-explanation that does not look at the model would reach: similarity of the texts. Mean and standard error over runs.
+interaction's weight (``client.explain``), and how often both put the same interaction first. Beside it the same against
+leave-one-out that blends as for one interaction less, which an influence does not; and what an explanation that does
+not look at the model would reach, similarity of the texts. Mean and standard error over runs.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from simulations.benchmarks.cold_users import K, cold_users
 from simulations.benchmarks.measure import mean_and_error, print_table, write_figures
 from simulations.run_data import data_settings, training_population
 
-WAYS = ("influence", "text")
+WAYS = ("influence", "other blends", "text")
 
 Agreement = dict[str, dict[str, float]]
 """For each way to explain: ``correlation`` with leave-one-out, and ``first``, the share with the same first item."""
@@ -88,13 +89,15 @@ def agreement(model: BertRecommender, profiles: Sequence[Profile]) -> Agreement:
             positions = [position for position, _ in recommend(model, profile, K)]
             task = task_of([profile])
             lost = without_each(model, task, E, positions)
-            given = {
-                "influence": influences(model, task, E, positions),
-                "text": text[positions] @ text[task.support[0]].T,
+            influence = influences(model, task, E, positions)
+            compared = {
+                "influence": (influence, lost),
+                "other blends": (influence, without_each(model, task, E, positions, blends_held=False)),
+                "text": (text[positions] @ text[task.support[0]].T, lost),
             }
-            for way, values in given.items():
-                same_first = (values.argmax(dim=1) == lost.argmax(dim=1)).float()
-                rows[way].append([float(correlations(values, lost).mean()), float(same_first.mean())])
+            for way, (values, truth) in compared.items():
+                same_first = (values.argmax(dim=1) == truth.argmax(dim=1)).float()
+                rows[way].append([float(correlations(values, truth).mean()), float(same_first.mean())])
     return {
         way: dict(zip(("correlation", "first"), np.mean(found, axis=0), strict=True)) for way, found in rows.items()
     }

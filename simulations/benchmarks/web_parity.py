@@ -1,14 +1,16 @@
 """A run exported as a web page: does a real browser recommend what PyTorch does, and how long does a user wait.
 
-``python -m simulations.benchmarks.web_parity --model RUN [--data DIR] [--users 500] [--json FILE]``
+``python -m simulations.benchmarks.web_parity --model RUN [--data DIR] [--users 500] [--int8] [--json FILE]``
 
 For cold-start users of the run, in each order of histories: the page's own ``metarec.recommend`` against PyTorch, list
-by list and score by score; then milliseconds of a call without and with explanations. Needs npm, playwright, Chromium.
+by list, score by score and in nDCG@10; then milliseconds of a call without and with explanations. Needs npm,
+playwright, Chromium.
 """
 
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +25,7 @@ from metarec_shared.dataset import RatingScale
 from metarec_shared.device import one_thread
 from metarec_shared.feedback import FEEDBACK_LEVELS
 from simulations.benchmarks.browser import launched, serving, wait_until_ready
-from simulations.benchmarks.cold_users import K, Ranked, cold_users
+from simulations.benchmarks.cold_users import Cells, K, Ranked, cold_users, ndcg
 from simulations.benchmarks.measure import machine, print_table, write_figures
 from simulations.run_data import data_settings, training_population
 
@@ -85,12 +87,14 @@ def main(
     model: Annotated[Path, typer.Option(help="Folder of a run.", metavar="RUN")],
     data: Annotated[Path | None, typer.Option(help="Folder with the data; without it, the run's own.")] = None,
     users: Annotated[int, typer.Option(min=1, help="Cold-start users, at most.")] = 500,
+    int8: Annotated[bool, typer.Option("--int8", help="Of a page with 8-bit weights.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
     """Compare a run in a browser with the run in PyTorch."""
     checkpoint = load_checkpoint(model)
     population = training_population(checkpoint, data_settings(checkpoint, data))
-    cold = [user for found in cold_users(checkpoint, population, users).values() for user in found]
+    cells = cold_users(checkpoint, population, users)
+    cold = [user for found in cells.values() for user in found]
     profiles = [replace(user.profile, attributes=()) for user in cold]  # which the page does not ask for
     recommender = checkpoint.full_model()
     with one_thread():
@@ -98,7 +102,7 @@ def main(
     histories = [asked(profile, checkpoint.rating_scale) for profile in profiles]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "page"
-        export_web(model, folder, Choices())
+        export_web(model, folder, Choices(int8=int8))
         with serving(folder) as server, launched() as browser:
             page = browser.new_page()
             page.goto(server.url)
@@ -109,10 +113,17 @@ def main(
     figures = {
         "parity": compared(found, expected),
         "parity_explained": compared(again, expected),
+        "ndcg@10": {name: by_order(cells, answers) for name, answers in (("browser", found), ("PyTorch", expected))},
         "ms": {"recommend": _middle(plain), "with explanations": _middle(explained)},
     }
     _print(figures, f"Chromium {version}; {machine()}")
     write_figures(json_file, figures)
+
+
+def by_order(cells: Cells, answers: Sequence[Ranked]) -> dict[str, float]:
+    """Return the nDCG@10 of answers to all users of all cells, one cell after the other, by the order of histories."""
+    rest = iter(answers)
+    return {order: ndcg(users, list(islice(rest, len(users)))) for order, users in cells.items() if users}
 
 
 def _middle(values: Sequence[float]) -> dict[str, float]:
@@ -129,6 +140,12 @@ def _print(figures: dict[str, Any], note: str) -> None:
             (name, row["lists"], f"{row['identical']:.2%}", row["score_difference"], row["relative_difference"])
             for name, row in rows
         ],
+    )
+    orders = list(figures["ndcg@10"]["PyTorch"])
+    print_table(
+        "nDCG@10",
+        ("", *(f"{order} order" for order in orders)),
+        [(name, *(row[order] for order in orders)) for name, row in figures["ndcg@10"].items()],
     )
     print_table(
         "Milliseconds of a call in the page",

@@ -1,6 +1,7 @@
 """The service on models that federations trained, asked over real connections."""
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from client.service.limits import Limits
 from client.service.proto.metarec.v1 import recommender_pb2 as pb
 from client.service.security import bearing
 from client.service.serve import ServeSettings, Service
-from client.service.served import load_served
+from client.service.served import Models, load_served
 from client.service.user_state import unpack_state
 from metarec_shared.checkpoint import load_tensors, save_tensors
 from metarec_shared.errors import CheckpointError, MetaRecError, ServiceError, SettingsError, TrustError
@@ -541,6 +542,26 @@ def test_a_newer_model_takes_over_and_no_call_fails(folder: Path, trained: Path,
         assert models.failures == 0
 
     with_service(folder, test, look_every=0.02)
+
+
+def test_whoever_serves_is_told_of_each_model_that_is(folder: Path, other: Path) -> None:
+    told: list[int] = []
+    models = Models(folder, loaded=lambda: told.append(len(told)))
+    assert not models.reload(), "the same model"
+    assert told == [0]
+    replace_model(folder, other)
+    assert models.reload()
+    assert told == [0, 1]
+
+
+def test_the_collector_looks_no_more_at_what_stays() -> None:
+    """A look at all of it takes a fifth of a second under the interpreter's lock."""
+    try:
+        serve.spare_from_collection()
+        assert gc.get_freeze_count() > 100_000  # torch and transformers alone
+        assert len(gc.get_objects()) < 10_000
+    finally:
+        gc.unfreeze()
 
 
 def test_a_broken_model_changes_nothing_and_is_counted(

@@ -32,8 +32,10 @@ def test_ratings_follow_a_tab_and_become_feedback_levels() -> None:
     assert [(item.position, item.feedback) for item in profile.items] == [(0, 10), (1, 1), (2, 0)]
 
 
-def test_an_item_named_twice_counts_once_with_its_first_rating() -> None:
-    assert read("Heat\t4", "1\t2").items == [Item(position=0, feedback=8)]
+def test_an_item_named_again_counts_once_where_it_was_last_with_the_last_rating_it_got() -> None:
+    assert read("Heat\t4", "2", "1\t2").items == [Item(position=1), Item(position=0, feedback=3)]
+    assert read("Heat\t4", "2", "1").items == [Item(position=1), Item(position=0, feedback=8)]
+    assert read("Heat\t4\t30", "2\t\t20", "1\t2\t10").items == [Item(position=1), Item(position=0, feedback=8)]
 
 
 def test_what_the_catalogue_lacks_is_skipped_by_name() -> None:
