@@ -4,12 +4,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from client.history import Profile, read_history_bytes, read_history_file
+from client.history import Profile, read_history
+from client.history_lines import content_of, lines_in
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.dataset import RatingScale
 
@@ -54,9 +54,7 @@ def read_profile(history: str, catalogue: Catalogue, scale: RatingScale | None) 
     Raises:
         DataError: It cannot be read, or holds what ``client.history.read_history`` refuses.
     """
-    if history == "-":
-        return read_history_bytes(sys.stdin.buffer.read(), catalogue, scale, "standard input")
-    return read_history_file(Path(history), catalogue, scale)
+    return read_history(lines_in(*content_of(history)), catalogue, scale)
 
 
 def answer_of(

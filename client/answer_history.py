@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from client.answer import Answer, answer_of, read_profile
-from client.history import read_attributes
+from client.history import attribute_pairs, read_attributes
 from client.recommend import predicted_ratings, recommend
 from metarec_shared.checkpoint import load_checkpoint
 from metarec_shared.device import one_thread
@@ -35,11 +37,12 @@ def answer_history(
     settings, scale = checkpoint.settings, checkpoint.rating_scale
     catalogue = checkpoint.items.catalogue if newer is None else read_catalogue(newer, settings.data)
     profile = read_profile(history, catalogue, scale)
-    profile = replace(profile, attributes=read_attributes(attributes, settings))
+    profile = replace(profile, attributes=read_attributes(attribute_pairs(attributes), settings))
     model = checkpoint.full_model() if newer is None else model_over(checkpoint, catalogue, settings)
     with one_thread():
         began = time.perf_counter()
         ranked = recommend(model, profile, top_k)
-        ratings = predicted_ratings(model, profile, [position for position, _ in ranked], scale)
+        places = torch.tensor([position for position, _ in ranked], dtype=torch.int64)
+        ratings = predicted_ratings(model, model.item_vectors(), [profile], [places], scale)[0]
     milliseconds = 1000 * (time.perf_counter() - began)
     return answer_of(ranked, ratings, catalogue, profile, milliseconds)

@@ -76,7 +76,8 @@ def without_each(
     ranks = task.recency if task.recency is None else task.recency - (task.recency > task.recency.T).long()
     sizes = each.support_sizes() if blends_held else None
     left = replace(each, support_mask=each.support_mask & ~gone, recency=ranks, sizes=sizes)
-    others: Tensor = model(left, adapt=size > 1, E=E)[:, list(positions)]  # who has done nothing is not adapted to
+    adapt = size > 1 or blends_held  # who has done nothing is not adapted to
+    others: Tensor = model(left, adapt=adapt, E=E)[:, list(positions)]
     return whole[:, None] - others.T
 
 

@@ -1,15 +1,14 @@
-"""A user's history as text: read on the device, looked up in the catalogue, brought into the order of time.
+"""A user's history as a model reads it: looked up in the catalogue, brought into the order of time.
 
 Nothing here needs a model: what recommends without PyTorch reads histories, too.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
+from client.history_lines import Line
 from metarec_shared.attributes import attribute_hash
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.dataset import RatingScale
@@ -48,42 +47,33 @@ class Profile:
     in_time: bool = False
 
 
-def read_history(lines: Iterable[str], catalogue: Catalogue, scale: RatingScale | None, source: str) -> Profile:
-    """Read a history: one item id or one exact title a line, then, each after a tab, by choice a rating and a time.
+def read_history(lines: Iterable[Line], catalogue: Catalogue, scale: RatingScale | None) -> Profile:
+    """Read a history from its lines (``client.history_lines``).
 
-    Times are numbers that grow, seconds since 1970 say; the rating before one may be empty. Where every line has a time
-    the history is put in their order. An item that is named again counts once (``each_once``). Blank lines are passed
-    over.
+    Where every line has a time, seconds since 1970 say, the history is put in their order. An item that is named again
+    counts once (``each_once``).
 
     Args:
         lines: The history.
         catalogue: Where ids and titles are looked up, ids first.
         scale: Scale of the ratings; None: the model was trained without ratings, and they are ignored.
-        source: Name of the history in errors.
 
     Raises:
-        DataError: A rating is no number or off the scale, a time is no number, only some lines have one, or several
-            items bear a title.
+        DataError: A rating is off the scale, only some lines have a time, or several items bear a title.
     """
     named: list[tuple[float, Item]] = []
     skipped: list[str] = []
     timed: bool | None = None
-    for number, line in enumerate(lines, start=1):
-        name, _, rest = line.strip("\r\n").partition("\t")
-        rating, _, when = rest.partition("\t")
-        if not name.strip():
-            continue
-        where = f"{source} line {number}"
-        feedback = _feedback(rating.strip(), scale, where)
-        time = _time(when.strip(), where)
-        if timed not in (None, time is not None):
-            raise DataError(f"{where}: either every line has a time after a second tab or none has")
-        timed = time is not None
-        position = position_of(name.strip(), catalogue, where)
+    for line in lines:
+        if timed not in (None, line.time is not None):
+            raise DataError(f"{line.where}: either every line has a time after a second tab or none has")
+        timed = line.time is not None
+        feedback = 0 if line.rating is None else feedback_level(line.rating, scale, line.where)
+        position = position_of(line.item, catalogue, line.where)
         if position is None:
-            skipped.append(name.strip())
+            skipped.append(line.item)
         else:
-            named.append((time or 0.0, Item(position=position, feedback=feedback)))
+            named.append((line.time or 0.0, Item(position=position, feedback=feedback)))
     named.sort(key=lambda one: one[0])  # stable: as they came where no time is known
     return Profile(items=each_once(item for _, item in named), skipped=skipped, in_time=bool(timed))
 
@@ -97,61 +87,49 @@ def each_once(items: Iterable[Item]) -> list[Item]:
     return list(found.values())
 
 
-def read_history_file(path: Path, catalogue: Catalogue, scale: RatingScale | None) -> Profile:
-    """Read a history from a file; see ``read_history``.
+def attribute_pairs(assignments: Iterable[str]) -> list[tuple[str, str]]:
+    """Read attributes of a command line, each ``column=value``.
 
     Raises:
-        DataError: The file cannot be read, or holds what ``read_history`` refuses.
+        DataError: One is none.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the history: {error}") from error
-    return read_history_bytes(content, catalogue, scale, path.name)
-
-
-def read_history_bytes(content: bytes, catalogue: Catalogue, scale: RatingScale | None, source: str) -> Profile:
-    """Read a history from UTF-8 text, with or without a byte order mark.
-
-    Raises:
-        DataError: It is not UTF-8, or holds what ``read_history`` refuses.
-    """
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source}: cannot read the history: not UTF-8 at byte {error.start}") from error
-    return read_history(text.splitlines(), catalogue, scale, source)
-
-
-def read_attributes(assignments: Iterable[str], settings: Settings) -> list[int]:
-    """Read attributes, each ``column=value``, as the model of a run with ``settings`` reads them.
-
-    Raises:
-        DataError: As ``hash_attributes``.
-    """
-    return hash_attributes(assignments, settings.data.attribute_names if settings.model.attribute_buckets else None)
-
-
-def hash_attributes(assignments: Iterable[str], columns: Sequence[str] | None) -> list[int]:
-    """Read attributes, each ``column=value``, as a model reads them that was trained on ``columns``.
-
-    Args:
-        assignments: What the user tells of himself.
-        columns: Names that the model knows; empty: any; None: it reads no attributes.
-
-    Raises:
-        DataError: The model reads none, it was not trained on such a column, or a text is no ``column=value``.
-    """
-    hashes = []
+    pairs = []
     for assignment in assignments:
         column, equals, value = (part.strip() for part in assignment.partition("="))
         if not (column and equals and value):
             raise DataError(f"--attribute must be column=value, got {assignment!r}")
+        pairs.append((column, value))
+    return pairs
+
+
+def read_attributes(told: Iterable[tuple[str, str]], settings: Settings) -> list[int]:
+    """Return what a user tells of himself, columns and values, as the model of a run with ``settings`` reads it.
+
+    Raises:
+        DataError: As ``hash_attributes``.
+    """
+    return hash_attributes(told, settings.data.attribute_names if settings.model.attribute_buckets else None)
+
+
+def hash_attributes(told: Iterable[tuple[str, str]], columns: Sequence[str] | None) -> list[int]:
+    """Return what a user tells of himself as a model reads it that was trained on ``columns``.
+
+    Args:
+        told: Columns and values.
+        columns: Names that the model knows; empty: any; None: it reads no attributes.
+
+    Raises:
+        DataError: The model reads none, it was not trained on such a column, or a column or a value is empty.
+    """
+    hashes = []
+    for column, value in told:
+        if not (column.strip() and value.strip()):
+            raise DataError(f"attribute: wanted a column and a value, got {column!r} and {value!r}")
         if columns is None:
-            raise DataError(f"--attribute {column}: the model reads no attributes of users")
-        if columns and column.casefold() not in (name.casefold() for name in columns):
-            raise DataError(f"--attribute {column}: the model was trained on {', '.join(columns)}")
-        hashes.append(attribute_hash(column, value))
+            raise DataError(f"attribute {column}: the model reads no attributes of users")
+        if columns and column.strip().casefold() not in (name.casefold() for name in columns):
+            raise DataError(f"attribute {column}: the model was trained on {', '.join(columns)}")
+        hashes.append(attribute_hash(column.strip(), value.strip()))
     return hashes
 
 
@@ -176,14 +154,13 @@ def position_of(name: str, catalogue: Catalogue, where: str = "") -> int | None:
     return positions[0] if positions else None
 
 
-def feedback_level(rating: float, scale: RatingScale | None, where: str, told: str) -> int:
+def feedback_level(rating: float, scale: RatingScale | None, where: str) -> int:
     """Return the feedback level of a rating; 0 where the model was trained without ratings.
 
     Args:
         rating: The rating.
         scale: Its scale; None: the model was trained without.
         where: Where it was given, for the error.
-        told: The rating as it was given, for the error.
 
     Raises:
         DataError: It is off the scale.
@@ -191,27 +168,5 @@ def feedback_level(rating: float, scale: RatingScale | None, where: str, told: s
     if scale is None:
         return 0
     if not scale.low <= rating <= scale.high:
-        raise DataError(f"{where}: rating must be between {scale.low:g} and {scale.high:g}, got {told}")
+        raise DataError(f"{where}: rating must be between {scale.low:g} and {scale.high:g}, got {rating:g}")
     return int(feedback_levels(np.array([rating], dtype=np.float32), scale)[0])
-
-
-def _time(text: str, where: str) -> float | None:
-    if not text:
-        return None
-    try:
-        time = float(text)
-    except ValueError:
-        raise DataError(f"{where}: time must be a number, got {text!r}") from None
-    if not math.isfinite(time):
-        raise DataError(f"{where}: time must be finite, got {text!r}")
-    return time
-
-
-def _feedback(text: str, scale: RatingScale | None, where: str) -> int:
-    if not text:
-        return 0
-    try:
-        rating = float(text)
-    except ValueError:
-        raise DataError(f"{where}: rating must be a number, got {text!r}") from None
-    return feedback_level(rating, scale, where, repr(text))

@@ -37,6 +37,8 @@ def interactions_of(history: Iterable[Told]) -> list[Interaction]:
     Raises:
         DataError: An entry is none, or a rating or a time is no finite number.
     """
+    if isinstance(history, str):
+        raise DataError(f"history: must be a list of items, got the text {history!r}")
     return [_interaction(told, place) for place, told in enumerate(history, start=1)]
 
 
@@ -90,14 +92,23 @@ def _interaction(told: Told, place: int) -> Interaction:
             one = Interaction(item=item, rating=rating, time=time)
         case _:
             raise DataError(f"{where}: must be an item, or an item, a rating and a time, got {told!r}")
-    for name, value in (("rating", one.rating), ("time", one.time)):
-        wrong = isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating)
-        if value is not None and (wrong or not math.isfinite(value)):
-            raise DataError(f"{where}: {name} must be a finite number, got {value!r}")
-    return one
+    if not isinstance(one.item, str):
+        raise DataError(f"{where}: an item is named by a text, its id or title, got {one.item!r}")
+    return Interaction(
+        item=one.item, rating=_number("rating", one.rating, where), time=_number("time", one.time, where)
+    )
+
+
+def _number(what: str, value: object, where: str) -> float | None:
+    if value is None:
+        return None
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not (number and math.isfinite(value)):  # type: ignore[arg-type] # of a number
+        raise DataError(f"{where}: {what} must be a finite number, got {value!r}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def _level(one: Interaction, scale: RatingScale | None) -> int:
     if one.rating is None:
         return 0
-    return feedback_level(one.rating, scale, f"history, item {one.item!r}", f"{one.rating:g}")
+    return feedback_level(one.rating, scale, f"history, item {one.item!r}")

@@ -1,9 +1,11 @@
 """Lists of recommendations, for one user or for many at once: which items may stand in them, and which are the best."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -63,11 +65,18 @@ class Wish:
         """Look up what ``User.recommend`` is told.
 
         Raises:
-            DataError: ``k`` is below 1, a weight is not from 0 to 1, or several items bear a title.
+            DataError: ``k`` is no whole number from 1 on, a weight or how fresh an item is not from 0 to 1,
+                ``popularity`` not finite, items are a text, or several bear a title.
         """
-        for name, value in (("diversity", diversity), ("freshness", freshness)):
+        how_fresh = ((f"fresh[{item!r}]", value) for item, value in (fresh or {}).items())
+        for name, value in (("diversity", diversity), ("freshness", freshness), *how_fresh):
             if not 0.0 <= value <= 1.0:
                 raise DataError(f"{name} must be from 0 to 1, got {value!r}")
+        if not math.isfinite(popularity):
+            raise DataError(f"popularity must be finite, got {popularity!r}")
+        for name, items in (("exclude", exclude), ("candidates", candidates)):
+            if isinstance(items, str):
+                raise DataError(f"{name} must be a list of items, got the text {items!r}")
         known = [] if include_known else [item.position for item in profile.items]
         return cls(
             k=checked_k(k),
@@ -186,11 +195,11 @@ def checked_k(k: int) -> int:
     """Return ``k``.
 
     Raises:
-        DataError: It is below 1.
+        DataError: It is no whole number, or below 1.
     """
-    if k < 1:
-        raise DataError(f"k must be at least 1, got {k}")
-    return k
+    if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
+        raise DataError(f"k must be a whole number of at least 1, got {k!r}")
+    return int(k)
 
 
 def _positions(items: Iterable[str], catalogue: Catalogue) -> list[int]:

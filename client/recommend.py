@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from client.history import Profile
 from metarec_shared.dataset import RatingScale
@@ -29,21 +32,27 @@ def recommend(model: BertRecommender, profile: Profile, top_k: int) -> list[tupl
 
 @torch.no_grad()
 def predicted_ratings(
-    model: BertRecommender, profile: Profile, positions: Sequence[int], scale: RatingScale | None
-) -> list[float | None]:
-    """Return the ratings that the user would give the items at ``positions``, on ``scale``; None without a rating head.
+    model: BertRecommender,
+    E: Float[Tensor, "items width"],
+    profiles: Sequence[Profile],
+    places: Sequence[Int[Tensor, " items"]],
+    scale: RatingScale | None,
+) -> list[list[float | None]]:
+    """Return the ratings that each user would give the items at his places, on ``scale``; None without a rating head.
 
     Args:
         model: The recommender.
-        profile: The user's history.
-        positions: Of items of the catalogue.
+        E: Its item vectors.
+        profiles: The users' histories.
+        places: Of each user, positions of items of the catalogue.
         scale: Scale of the ratings that the model was trained with; None: it saw none.
     """
-    E = model.item_vectors()
-    found = model.ratings(task_of([profile]), E[torch.tensor(positions, dtype=torch.int64)][None], E)
-    if found is None or scale is None:
-        return [None] * len(positions)
-    return [scale.low + (scale.high - scale.low) * value for value in found[0].clamp(0.0, 1.0).tolist()]
+    if scale is None or model.rating_head is None:
+        return [[None] * len(own) for own in places]
+    found = model.ratings(task_of(profiles), E[pad_sequence(list(places), batch_first=True)], E)
+    assert found is not None
+    rows = (scale.low + (scale.high - scale.low) * found.clamp(0.0, 1.0)).tolist()
+    return [row[: len(own)] for row, own in zip(rows, places, strict=True)]
 
 
 def task_of(profiles: Sequence[Profile]) -> TaskBatch:

@@ -12,7 +12,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from client.answer import Recommendation
 from client.explain import influences
@@ -36,7 +35,7 @@ from client.lists import (
     listed,
     ranked_scores,
 )
-from client.recommend import task_of
+from client.recommend import predicted_ratings, task_of
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.checkpoint import Checkpoint, load_checkpoint
 from metarec_shared.dataset import RatingScale
@@ -53,6 +52,9 @@ USER_FORMAT = 1
 
 USERS_AT_ONCE = 64
 """Users of one batch; memory is users x items x 4 bytes, a few times."""
+
+NAMED = 3
+"""Items of the history that an explanation names in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +81,14 @@ class Explanation:
     influences: Sequence[Influence]
 
     def __str__(self) -> str:
-        """Say it in words."""
-        speaking = [one for one in self.influences if one.influence > 0][:3]
-        if not speaking:
-            return f"{self.title}: popular with others; nothing in your history speaks for it"
-        return f"{self.title}: because of {', '.join(one.title for one in speaking)}"
+        """Say in words which items of the history moved the score most."""
+        if not self.influences:
+            return f"{self.title}: nothing is known of you yet that speaks for it or against it"
+        speaking = [one.title for one in self.influences if one.influence > 0][:NAMED]
+        if speaking:
+            return f"{self.title}: because of {', '.join(speaking)}"
+        against = [one.title for one in reversed(self.influences)][:NAMED]
+        return f"{self.title}: nothing in your history speaks for it; most against it {', '.join(against)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,10 +165,12 @@ class Recommender:
         Raises:
             DataError: The model reads no attributes, or was not trained on such a column.
         """
-        return read_attributes([f"{column}={value}" for column, value in attributes.items()], self._settings)
+        return read_attributes(attributes.items(), self._settings)
 
     def adapt_all(self, histories: Iterable[Iterable[Told]]) -> list["User"]:
         """Return the users of many histories, adapted to in batches; the same as one by one, to rounding.
+
+        Each keeps his scores of the catalogue, items x 4 bytes, as any user does who was recommended something.
 
         Raises:
             DataError: As ``adapt``.
@@ -258,14 +265,14 @@ class User:
         self, recommender: Recommender, interactions: Sequence[Interaction], attributes: Sequence[int] = ()
     ) -> None:
         self._recommender = recommender
-        self._interactions, self._attributes = tuple(interactions), tuple(attributes)
+        self._attributes = tuple(attributes)
+        self._interactions = self._told(interactions)
         self._known: tuple[State, Profile, Tensor] | None = None
         self._changes = threading.Lock()
-        self._read(recommender.state)  # what makes no sense is said at once
 
     @property
     def history(self) -> Sequence[Interaction]:
-        """What the user did, as it was told."""
+        """What the user did, as it was told; items that the catalogue had then by their ids."""
         return self._interactions
 
     @property
@@ -281,13 +288,7 @@ class User:
         """
         told = interactions_of(interactions)
         with self._changes:
-            before = self._interactions
-            self._interactions = (*before, *told)
-            try:
-                self._read(self._recommender.state)
-            except DataError:
-                self._interactions = before
-                raise
+            self._interactions = self._told((*self._interactions, *told))
             self._known = None
         return self
 
@@ -338,7 +339,7 @@ class User:
         ranked = ranked_scores(scored[None], state.model.item_bias, [wish])[0]
         pool = best(ranked, wish.pool, None if filter is None else _asking(filter, state.catalogue))
         places = chosen(ranked, pool, state.vectors, state.catalogue, wish)
-        ratings = ratings_of(state, self._recommender.rating_scale, [profile], [places])[0]
+        ratings = predicted_ratings(state.model, state.vectors, [profile], [places], self._recommender.rating_scale)[0]
         return listed(state.catalogue, ranked, places, ratings)
 
     def explain(self, item: str) -> Explanation:
@@ -406,7 +407,21 @@ class User:
     def know(self, state: State, profile: Profile, scored: Float[Tensor, " items"]) -> None:
         """Take in scores that were computed in a batch."""
         with self._changes:
-            self._known = (state, profile, scored)
+            self._known = (state, profile, scored.clone())  # a row of its own, not the whole batch
+
+    def _told(self, interactions: Sequence[Interaction]) -> tuple[Interaction, ...]:
+        """Return a history that makes sense, with the ids of its items: titles may be others' as well tomorrow.
+
+        Raises:
+            DataError: It makes none.
+        """
+        catalogue = self._recommender.catalogue
+        profile_of(interactions, catalogue, self._recommender.rating_scale, self._attributes)
+        places = [position_of(one.item, catalogue) for one in interactions]
+        return tuple(
+            one if place is None else replace(one, item=catalogue.item_ids[place])
+            for one, place in zip(interactions, places, strict=True)
+        )
 
     def _read(self, state: State) -> Profile:
         return profile_of(self._interactions, state.catalogue, self._recommender.rating_scale, self._attributes)
@@ -453,22 +468,8 @@ def lists_of(
     """
     ranked = ranked_scores(scored, state.model.item_bias, wishes)
     places = best_of_each(ranked, state.vectors, state.catalogue, wishes)
-    ratings = ratings_of(state, scale, profiles, places)
+    ratings = predicted_ratings(state.model, state.vectors, profiles, places, scale)
     return [listed(state.catalogue, *row) for row in zip(ranked, places, ratings, strict=True)]
-
-
-@torch.no_grad()
-def ratings_of(
-    state: State, scale: RatingScale | None, profiles: Sequence[Profile], places: Sequence[Tensor]
-) -> list[list[float | None] | None]:
-    """Return the ratings that each user would give the items at his places; None where the model predicts none."""
-    if scale is None or state.model.rating_head is None:
-        return [None] * len(profiles)
-    padded = pad_sequence(list(places), batch_first=True)
-    found = state.model.ratings(task_of(profiles), state.vectors[padded], state.vectors)
-    assert found is not None
-    rows = (scale.low + (scale.high - scale.low) * found.clamp(0.0, 1.0)).tolist()
-    return [row[: len(own)] for row, own in zip(rows, places, strict=True)]
 
 
 def _asking(wanted: Callable[[Item], bool], catalogue: Catalogue) -> Callable[[int], bool]:

@@ -144,9 +144,9 @@ class ClosedForm(Adaptation):
         support = Support.of(tasks, h.dtype)
         if not self._pseudo_labels:
             return support
-        with torch.no_grad():
-            adapted = self.learner.adapt(h.detach(), rates.detach(), items, support)
-        return with_pseudo_labels(support, adapted, items, tasks, self._pseudo_labels, self._pseudo_weight)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and tasks.weights is not None):
+            adapted = self.learner.adapt(h, rates, items, support)
+            return with_pseudo_labels(support, adapted, items, tasks, self._pseudo_labels, self._pseudo_weight)
 
     def forward(
         self, model: "BertRecommender", tasks: TaskBatch, E: Tensor, id_mask: Bool[Tensor, " items"] | None

@@ -113,7 +113,9 @@ class TextKernel:
         if self.table is not None:
             return F.embedding_bag(support, self.table, per_sample_weights=weights.to(self.table), mode="sum")
         total = self.vectors.new_zeros(len(support), len(self.vectors))
-        for users, places in zip(*(one.split(PAIRS_AT_ONCE) for one in weights.nonzero(as_tuple=True)), strict=True):
+        pairs = weights.nonzero()
+        for start in range(0, len(pairs), PAIRS_AT_ONCE):
+            users, places = pairs[start : start + PAIRS_AT_ONCE].T
             values = self._values(support[users, places]) * weights[users, places][:, None]
             total = total.index_add(0, users, values)
         return total

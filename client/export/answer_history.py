@@ -7,7 +7,7 @@ from pathlib import Path
 
 from client.answer import Answer, answer_of, read_profile
 from client.export.runtime import EdgeRecommender
-from client.history import hash_attributes
+from client.history import attribute_pairs, hash_attributes
 
 
 def answer_with_exported(path: Path, history: str, top_k: int | None, attributes: Sequence[str] = ()) -> Answer:
@@ -29,7 +29,7 @@ def answer_with_exported(path: Path, history: str, top_k: int | None, attributes
     recommender = EdgeRecommender(path)
     exported = recommender.exported
     profile = read_profile(history, exported.catalogue, exported.rating_scale)
-    profile = replace(profile, attributes=hash_attributes(attributes, exported.attributes))
+    profile = replace(profile, attributes=hash_attributes(attribute_pairs(attributes), exported.attributes))
     began = time.perf_counter()
     ranked = recommender.recommend(profile, top_k)
     milliseconds = 1000 * (time.perf_counter() - began)

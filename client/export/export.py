@@ -108,6 +108,8 @@ def check_free(out: Path, files: Collection[str], *, replace: bool) -> None:
     found = {path.name for path in out.iterdir()}
     strange = sorted(found - set(files))
     if strange:
-        raise DataError(f"{out}: holds {strange[0]}, which no export wrote; wanted a folder that does not exist yet")
+        raise DataError(
+            f"{out}: holds {strange[0]}, which this export does not write; wanted a folder that does not exist yet"
+        )
     if found and not replace:
         raise DataError(f"{out}: holds an exported model already; --force replaces it")

@@ -64,7 +64,9 @@ class PageServer(ThreadingHTTPServer):
         if not (folder / START_FILE).is_file():
             raise DataError(f"{folder}: holds no {START_FILE}; wanted what metarec export --format web wrote")
         if not (public or is_loopback(host)):
-            raise SettingsError(f"web page: refuses to listen on {host}, which other machines reach, unless told to")
+            raise SettingsError(
+                f"web page: refuses to listen on {host}, which other machines reach, without --insecure"
+            )
         self.folder = folder
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -85,9 +87,10 @@ class PageServer(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Pass over connections that break; a visitor may close a page while it loads."""
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type] # whatever it was given
+        """Pass over connections that break; a visitor may close a page while it loads. Of other errors say the kind."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError | TimeoutError):
+            sys.stderr.write(f"web page: a request failed: {type(error).__name__}\n")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -135,11 +138,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self) -> BinaryIO | None:
         """Return the file that is asked for, open; None where there is none to serve."""
-        name = unquote(urlsplit(self.path).path).removeprefix("/") or START_FILE
         try:
-            served = {entry.name: entry.path for entry in os.scandir(self.server.folder) if _is_served(entry)}
+            name = unquote(urlsplit(self.path).path).removeprefix("/") or START_FILE
+            with os.scandir(self.server.folder) as entries:
+                served = {entry.name: entry.path for entry in entries if _is_served(entry)}
             return Path(served[name]).open("rb") if name in served else None
-        except OSError:  # the folder is being replaced
+        except (OSError, ValueError):  # the folder is being replaced; the path is none
             return None
 
 

@@ -1,6 +1,5 @@
 """A client of the service, for the command line: histories and states from files, answers as protobuf messages."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -8,6 +7,7 @@ from typing import Any, Self
 
 import grpc
 
+from client.history_lines import content_of, lines_in
 from client.service.address import is_loopback, joined_address, split_address
 from client.service.proto.metarec.v1 import recommender_pb2 as pb
 from client.service.proto.metarec.v1 import recommender_pb2_grpc
@@ -124,28 +124,8 @@ def _tell_user(request: User, history: str | None, state: Path | None) -> None:
 
 
 def _read(history: str) -> list[pb.Interaction]:
-    """Read interactions from a file, one item a line, by choice with a rating and a time; ``-``: standard input."""
-    source = "standard input" if history == "-" else history
-    content = sys.stdin.buffer.read() if history == "-" else _read_bytes(Path(history))
-    try:
-        lines = content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source}: cannot read the history: not UTF-8 at byte {error.start}") from error
-    return [_interaction(line, f"{source} line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
-
-
-def _interaction(line: str, where: str) -> pb.Interaction:
-    item, *rest = (part.strip() for part in line.split("\t"))
-    if len(rest) > 2:
-        raise DataError(f"{where}: wanted an item, a rating and a time, got {len(rest) + 1} parts between tabs")
-    one = pb.Interaction(item=item)
-    for name, text in zip(("rating", "time"), rest, strict=False):
-        if text:
-            try:
-                setattr(one, name, float(text))
-            except ValueError:
-                raise DataError(f"{where}: {name} must be a number, got {text!r}") from None
-    return one
+    """Read interactions from a file, or standard input where it is ``-``."""
+    return [pb.Interaction(item=one.item, rating=one.rating, time=one.time) for one in lines_in(*content_of(history))]
 
 
 def _kept(answer: pb.StateResponse, out: Path) -> pb.StateResponse:

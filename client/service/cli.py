@@ -56,6 +56,10 @@ def serve(
 ) -> None:
     """Serve a model by gRPC; SIGHUP, or a new model in the folder, replaces it, SIGTERM ends it. Or a web page."""
     if http is not None and model is None:
+        protected = {"--tls-cert": tls_cert, "--tls-key": tls_key, "--auth-token-file": auth_token_file}
+        wrong = [name for name, value in {**protected, "--metrics-port": metrics_port}.items() if value]
+        if wrong:
+            raise SettingsError(f"serve --http: {', '.join(wrong)} is for a model; a page is served as plain HTTP")
         _serve_page(http, listen or "127.0.0.1:8080", public=insecure)
         return
     if model is None or http is not None:
@@ -101,7 +105,7 @@ HistoryFile = Annotated[
 ]
 StateFile = Annotated[Path | None, typer.Option("--state", metavar="FILE", help="What adapt wrote.")]
 OutputFormat = Annotated[Format, typer.Option("--format", help="How to print the answer.")]
-HowMany = Annotated[int, typer.Option("--top-k", min=1, help="How many items.")]
+HowMany = Annotated[int, typer.Option("--top-k", min=1, max=(1 << 32) - 1, help="How many items.")]
 
 
 @client_app.callback()

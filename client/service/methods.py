@@ -28,10 +28,14 @@ class Methods:
         batcher: What computes.
         limits: How much a call may ask for.
         window: Users of one RecommendBatch that wait at a time.
+        places: Users of all RecommendBatches that wait for the model at a time; the others wait for a place.
     """
 
-    def __init__(self, models: Models, batcher: Batcher[Asked, Answer], limits: Limits, window: int) -> None:
+    def __init__(
+        self, models: Models, batcher: Batcher[Asked, Answer], limits: Limits, *, window: int, places: int
+    ) -> None:
         self._models, self._batcher, self._limits, self._window = models, batcher, limits, window
+        self._places = asyncio.Semaphore(places)
 
     def handler(self, calls: Calls) -> "grpc.GenericRpcHandler":
         """Return all methods as gRPC takes them."""
@@ -108,7 +112,8 @@ class Methods:
 
     async def _one_of_many(self, place: int, request: pb.RecommendRequest, call: Call) -> pb.RecommendBatchResponse:
         try:
-            return pb.RecommendBatchResponse(user=place, response=await self.recommend(request, call))
+            async with self._places:
+                return pb.RecommendBatchResponse(user=place, response=await self.recommend(request, call))
         except Exception as error:
             code, message = status_of(error)
             return pb.RecommendBatchResponse(user=place, problem=pb.Problem(code=code.value[0], message=message))

@@ -141,7 +141,13 @@ class Service:
             OSError: The port for metrics is taken.
         """
         self._health, self._server = health.aio.HealthServicer(), self._build()
-        methods = Methods(self.models, self.batcher, self._settings.limits, self._settings.max_batch)
+        methods = Methods(
+            self.models,
+            self.batcher,
+            self._settings.limits,
+            window=self._settings.max_batch,
+            places=max(1, self._settings.max_waiting // 2),  # the other half is for calls of one user
+        )
         self._server.add_generic_rpc_handlers((methods.handler(self.calls),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)

@@ -42,11 +42,14 @@ def load_served(folder: Path) -> Served:
     Raises:
         CheckpointError: The folder holds no usable model that ranks.
     """
-    try:
-        with (folder / MODEL_FILE).open("rb") as file:
-            version = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{folder / MODEL_FILE}: cannot be read: {error.strerror}") from error
+    digest = hashlib.blake2b(digest_size=8)
+    for path in (folder / MODEL_FILE, folder / CATALOGUE_FILE):
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, hashlib.blake2b).digest())
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    version = digest.hexdigest()
     recommender = Recommender.load(folder)
     model = recommender.state.model
     if model.text_kernel is not None and len(recommender.catalogue) <= TABULATED_ITEMS:

@@ -4,7 +4,8 @@
     pseudo-labels      the n items j not in S that softmax(E h' + b) holds most likely, with confidence p_j / max p
     second adaptation  from h_0, on S and the pseudo-labels; one weighs c * confidence where a support item weighs 1
 
-The choice of pseudo-labels is a constant of the meta-gradient. A user without support items has none.
+The choice of pseudo-labels and their confidence are constants of the meta-gradient; whoever explains a score follows
+the confidence back, too (``TaskBatch.weights``). A user without support items has none.
 
 References:
     Lee (2013), Pseudo-label: the simple and efficient semi-supervised learning method for deep neural networks.
@@ -32,12 +33,11 @@ def with_pseudo_labels(
         count: Pseudo-labels of a user, n.
         weight: Of the most confident one, where a support item weighs 1: c.
     """
-    with torch.no_grad():
-        scored = scores(adapted, items).masked_fill(tasks.known_mask(len(items.bias)), NEVER)
-        best = scored.topk(min(count, scored.shape[1]), dim=1)
-        confidence = (best.values - best.values[:, :1]).exp()
-        real = (support.weights > 0).to(support.weights.dtype)
-        some = (real.sum(dim=1, keepdim=True) > 0).to(real.dtype)
-        weights = torch.cat([real, weight * confidence * some], dim=1)
-        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
-    return Support(torch.cat([support.items, best.indices], dim=1), weights)
+    scored = scores(adapted, items).masked_fill(tasks.known_mask(len(items.bias)), NEVER)
+    best = scored.topk(min(count, scored.shape[1]), dim=1)
+    confidence = (best.values - best.values[:, :1]).exp()
+    counted = tasks.counted(scored.dtype)
+    some = (counted.sum(dim=1, keepdim=True) > 0).to(scored.dtype)
+    weights = torch.cat([counted, weight * confidence * some], dim=1)
+    total = weights.sum(dim=1, keepdim=True)
+    return Support(torch.cat([support.items, best.indices], dim=1), weights / torch.where(total > 0, total, 1.0))

@@ -178,6 +178,7 @@ def main(
         sizes = variants(model, folder, cells, [int(part) for part in pruned.split(",") if part.strip()])
         edges = {"onnx": EdgeRecommender(folder / "all-float"), "onnx int8": EdgeRecommender(folder / "all-int8")}
         figures = {
+            "machine": machine(),
             "items": items,
             "parity": parity(cells, edges["onnx"], torch_path),
             "variants": sizes,
@@ -214,7 +215,7 @@ def _print(figures: dict[str, Any]) -> None:
         "One user at a time, one core",
         ("", "ms", "times the graph", "lowest", "highest"),
         [(name, one["ms"], one["ratio"], one["ratio_low"], one["ratio_high"]) for name, one in figures["cost"].items()],
-        machine(),
+        figures["machine"],
     )
     print_table(
         "Peak resident memory of a process with the graph alone", ("", "MB"), list(figures["memory_mb"].items())

@@ -7,6 +7,7 @@ by list, score by score and in nDCG@10; then milliseconds of a call without and 
 playwright, Chromium.
 """
 
+import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ from metarec_shared.device import one_thread
 from metarec_shared.feedback import FEEDBACK_LEVELS
 from simulations.benchmarks.browser import launched, serving, wait_until_ready
 from simulations.benchmarks.cold_users import Cells, K, Ranked, cold_users, ndcg
-from simulations.benchmarks.measure import machine, print_table, write_figures
+from simulations.benchmarks.measure import print_table, write_figures
 from simulations.run_data import data_settings, training_population
 
 _AT_A_TIME = 20
@@ -116,7 +117,7 @@ def main(
         "ndcg@10": {name: by_order(cells, answers) for name, answers in (("browser", found), ("PyTorch", expected))},
         "ms": {"recommend": _middle(plain), "with explanations": _middle(explained)},
     }
-    _print(figures, f"Chromium {version}; {machine()}")
+    _print(figures, f"Chromium {version}; {platform.machine()}")
     write_figures(json_file, figures)
 
 

@@ -105,7 +105,9 @@ def test_an_export_is_replaced_only_by_choice_and_other_folders_never(
     with pytest.raises(DataError, match="holds an exported model already; --force replaces it"):
         export_onnx(runs / "0", taken, Choices())
     (taken / "photos").touch()
-    with pytest.raises(DataError, match="holds photos, which no export wrote; wanted a folder that does not exist"):
+    with pytest.raises(
+        DataError, match="holds photos, which this export does not write; wanted a folder that does not exist"
+    ):
         export_onnx(runs / "0", taken, Choices(replace=True))
     (taken / "photos").unlink()
     with pytest.raises(DataError, match="is a file; wanted a folder"):

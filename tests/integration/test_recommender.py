@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from client.history import read_history
-from client.interaction import Interaction
+from client.history_lines import lines_of
+from client.interaction import Interaction, profile_of
 from client.recommend import recommend
-from client.recommender import Item, Recommender
+from client.recommender import Explanation, Influence, Item, Recommender
 from metarec_shared.errors import CheckpointError, DataError, MetaRecError
 from simulations.benchmarks import cold_start
 from tests.integration.test_in_process_federation import run
@@ -50,7 +51,7 @@ def listed(items: list[Any]) -> list[tuple[str, float]]:
     ],
 )
 def test_an_app_gets_what_the_command_recommends(rec: Recommender, history: Any, lines: list[str]) -> None:
-    profile = read_history(lines, rec.catalogue, rec.rating_scale, "history.txt")
+    profile = read_history(lines_of(lines, "history.txt"), rec.catalogue, rec.rating_scale)
     found = rec.adapt(history).recommend(7)
     expected = recommend(rec.state.model, profile, 7)
     assert [item.item_id for item in found] == [rec.catalogue.item_ids[position] for position, _ in expected]
@@ -121,7 +122,7 @@ def test_lists_hold_what_may_be_in_them(rec: Recommender) -> None:
 
     assert [item.item_id for item in user.recommend(6, filter=odd)] == [i for i in every if int(i[1:]) % 2][:6]
     assert user.recommend(5, candidates=[]) == []
-    with pytest.raises(DataError, match="k must be at least 1, got 0"):
+    with pytest.raises(DataError, match="k must be a whole number of at least 1, got 0"):
         user.recommend(0)
 
 
@@ -236,19 +237,106 @@ def test_explanations_are_in_words_and_name_the_history(rec: Recommender) -> Non
         user.explain("nowhere")
 
 
-def test_threads_share_a_model_and_a_user(rec: Recommender) -> None:
-    user, expected = rec.adapt(HISTORY), listed(rec.adapt(HISTORY).recommend(5))
+def test_threads_share_a_model_and_a_user(rec: Recommender, folder: Path, tmp_path: Path) -> None:
+    """Each answer is that of the catalogue before an item is added or after it, and of a whole history."""
+    added, more = {"new-20": "a text"}, ("b0021", 4.0)
+    larger = Recommender.load(folder)
+    larger.add_items(added)
+    user, growing, file = rec.adapt(HISTORY), rec.adapt(HISTORY), tmp_path / "user.json"
+    growing.save(file)
+    lists = [listed(one.adapt(HISTORY).recommend(5)) for one in (rec, larger)]
+    sentences = [str(one.adapt(TIMED).explain("b0001")) for one in (rec, larger)]
+    lengths = []
 
-    def use(number: int) -> bool:
+    def use(number: int) -> None:
         if number == 20:
-            rec.add_items({f"new-{number}": "a text"})
-        if number % 3 == 0:
-            return rec.adapt(TIMED).explain("b0001") is not None
-        found = user.recommend(5, exclude=["new-20"])
-        return listed(found) == expected or len(rec.catalogue) == 41
+            rec.add_items(added)
+        elif number == 30:
+            growing.update([more])
+        elif number % 4 == 0:
+            assert str(rec.adapt(TIMED).explain("b0001")) in sentences
+        elif number % 4 == 1:
+            with pytest.raises(DataError, match="rating must be between"):
+                growing.update([("b0009", 99.0)])
+        elif number % 4 == 2:
+            growing.save(file)
+            lengths.append(len(rec.user(file).history))
+        else:
+            assert listed(user.recommend(5)) in lists
 
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(use, range(60)))
+        list(pool.map(use, range(120)))
+    assert set(lengths) <= {3, 4}
+    assert lengths[-1] == len(growing.history) == 4
+
+
+def test_a_refused_update_is_never_seen(rec: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    user, seen = rec.adapt(HISTORY), []
+
+    def spied(*given: Any) -> Any:
+        seen.append(len(user.history))
+        return profile_of(*given)
+
+    monkeypatch.setattr("client.recommender.profile_of", spied)
+    with pytest.raises(DataError, match="rating must be between 1 and 5, got 99"):
+        user.update([("b0009", 99.0)])
+    assert seen == [3]
+
+
+def test_items_of_a_history_stay_what_they_were_when_others_bear_their_title(rec: Recommender) -> None:
+    """Whoever adds items may give them any titles, and ids that are titles of others."""
+    title = rec.catalogue.titles[5]
+    user = rec.adapt([title, "b0007", "new"])
+    before = [one.item for one in user.history]
+    rec.add_items({"new-1": "a text", title: "another text"}, titles={"new-1": title})
+    assert [one.item for one in user.history] == before == [rec.catalogue.item_ids[5], "b0007", "new"]
+    assert len(user.recommend(100)) == len(rec.catalogue) - 2
+    assert user.skipped == ["new"]
+
+
+def test_numbers_of_numpy_are_numbers(rec: Recommender, tmp_path: Path) -> None:
+    user = rec.adapt([("b0003", np.float32(5), np.int64(30)), ("b0007", np.float64(2), np.int32(10))])
+    user.save(tmp_path / "user.json")
+    assert rec.user(tmp_path / "user.json").history == user.history
+    assert user.history[0] == Interaction(item="b0003", rating=5.0, time=30.0)
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"popularity": float("nan")}, "popularity must be finite, got nan"),
+        ({"popularity": float("inf")}, "popularity must be finite, got inf"),
+        ({"fresh": {"b0001": 50.0}, "freshness": 0.1}, r"fresh\['b0001'\] must be from 0 to 1, got 50"),
+        ({"fresh": {"b0001": float("nan")}}, r"fresh\['b0001'\] must be from 0 to 1, got nan"),
+        ({"k": 2.5}, "k must be a whole number of at least 1, got 2.5"),
+        ({"exclude": "b0001"}, "exclude must be a list of items, got the text 'b0001'"),
+        ({"candidates": "b0001"}, "candidates must be a list of items, got the text 'b0001'"),
+    ],
+)
+def test_a_wish_that_makes_no_sense_is_refused(rec: Recommender, wish: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        rec.adapt(HISTORY).recommend(**wish)
+
+
+def test_users_of_a_batch_hold_their_own_scores_alone(rec: Recommender) -> None:
+    users = rec.adapt_all([HISTORY, TIMED])
+    for user in users:
+        assert user._known is not None
+        assert user._known[2].untyped_storage().nbytes() == 4 * len(rec.catalogue)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([], "T: nothing is known of you yet that speaks for it or against it"),
+        ([3.0, 2.0, 1.0, 0.5, -1.0], "T: because of t0, t1, t2"),
+        ([3.0, -1.0], "T: because of t0"),
+        ([-1.0, -2.0, -3.0, -4.0], "T: nothing in your history speaks for it; most against it t3, t2, t1"),
+    ],
+)
+def test_an_explanation_names_what_moved_the_score_most(values: list[float], said: str) -> None:
+    rows = [Influence(item_id=str(n), title=f"t{n}", influence=value) for n, value in enumerate(values)]
+    assert str(Explanation(item_id="i", title="T", influences=rows)) == said
 
 
 def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:

@@ -204,6 +204,21 @@ def test_a_batch_is_answered_in_order_whatever_is_wrong_with_some(trained: Path,
     with_service(trained, test)
 
 
+def test_batches_leave_room_and_are_not_refused_by_their_own_size(trained: Path) -> None:
+    many = pb.RecommendBatchRequest(users=[request(HISTORY, {})] * 200)
+
+    async def whole(running: Running) -> set[str]:
+        return {one.WhichOneof("answer") async for one in running.ask.RecommendBatch(many)}
+
+    async def test(running: Running) -> None:
+        batches = [asyncio.create_task(whole(running)) for _ in range(4)]
+        while not all(batch.done() for batch in batches):
+            await running.ask.Recommend(request(HISTORY, {}))
+        assert [batch.result() for batch in batches] == [{"response"}] * 4
+
+    with_service(trained, test, max_waiting=10)
+
+
 NAN, INF = float("nan"), float("inf")
 RECOMMEND, ADAPT, UPDATE, EXPLAIN, SIMILAR = "Recommend", "Adapt", "Update", "Explain", "SimilarItems"
 
@@ -332,11 +347,11 @@ def test_a_failure_says_nothing_of_its_cause(
     assert "b0003" not in caplog.text
 
 
-def _untried(folder: Path) -> Callable[[Path], Any]:
+def _untried(folder: Path) -> Callable[..., Any]:
     served = load_served(folder)
 
     class Fixed:
-        def __init__(self, _: Path) -> None:
+        def __init__(self, *_: object) -> None:
             self.served, self.reloads, self.failures = served, 0, 0
 
         def look(self) -> bool:
@@ -359,7 +374,7 @@ def test_a_call_whose_deadline_passes_is_not_computed(trained: Path, monkeypatch
         monkeypatch.setattr(answers, "scores_of", slow)
         first = asyncio.ensure_future(running.ask.Recommend(request(HISTORY, {})))
         assert await asyncio.to_thread(began.wait, PATIENCE)
-        late = [refusal(running.ask.Recommend(request(HISTORY, {}), timeout=0.05)) for _ in range(5)]
+        late = [refusal(running.ask.Recommend(request(HISTORY, {}), timeout=1.0)) for _ in range(5)]
         assert {code for code, _ in await asyncio.gather(*late)} == {Code.DEADLINE_EXCEEDED}
         gone = running.ask.Recommend(request(HISTORY, {}))
         while running.service.batcher.waiting < 6:
@@ -544,6 +559,16 @@ def test_a_newer_model_takes_over_and_no_call_fails(folder: Path, trained: Path,
     with_service(folder, test, look_every=0.02)
 
 
+def test_a_corrected_title_is_served(folder: Path) -> None:
+    models = Models(folder)
+    before = models.served
+    path = folder / "catalogue.json"
+    path.write_text(path.read_text().replace('"Northern Map"', '"Northern Maps"'))
+    assert models.reload()
+    assert "Northern Maps" in models.served.recommender.catalogue.titles
+    assert models.served.version != before.version
+
+
 def test_whoever_serves_is_told_of_each_model_that_is(folder: Path, other: Path) -> None:
     told: list[int] = []
     models = Models(folder, loaded=lambda: told.append(len(told)))
@@ -705,6 +730,7 @@ def test_the_command_asks_a_service(trained: Path, rec: Recommender, tmp_path: P
             ((*with_token, "recommend", "--history", "-"), "a\tb\tc\td\n", MetaRecError, "got 4 parts between tabs"),
             ((*with_token, "recommend", "--history", told, "--state", state), "", SettingsError, "wanted one of them"),
             ((*with_token, "recommend", "--state", tmp_path / "none"), "", MetaRecError, "cannot be read"),
+            ((*with_token, "recommend", "--top-k", (1 << 32) - 1), "", ServiceError, "k: got 4,294,967,295, wanted"),
             (("--tls-ca", tmp_path / "none", "recommend"), "", TrustError, "cannot be read"),
             (("--address", "example.org:1", *with_token, "recommend"), "", SettingsError, "is another machine"),
         ]

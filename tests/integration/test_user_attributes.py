@@ -68,7 +68,7 @@ def test_a_column_that_the_model_was_not_trained_on_is_refused(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["recommend", "--model", str(finished), "--history", "/dev/null", "--attribute", "plant=oak"]) == 2
-    assert "--attribute plant: the model was trained on animal" in capsys.readouterr().err
+    assert "attribute plant: the model was trained on animal" in capsys.readouterr().err
 
 
 def test_no_value_of_an_attribute_is_in_any_file_of_the_run(finished: Path) -> None:

@@ -26,6 +26,8 @@ ADAPTATIONS: list[dict[str, Any]] = [
     {"method": "reptile", "steps": 2},
     {"method": "proximal", "steps": 600, "learning_rate": 0.05},
     {"method": "hypernetwork"},
+    {"method": "maml", "steps": 2, "pseudo_labels": 3},
+    {"method": "fomaml", "steps": 1, "pseudo_labels": 3},
     {"method": "maml", "steps": 2, "parameters": "head"},
     {"method": "maml", "steps": 1, "parameters": "lora"},
     {"method": "maml", "steps": 1, "parameters": "all"},
@@ -86,7 +88,7 @@ def test_an_influence_is_the_derivative_in_an_items_weight(adaptation: dict[str,
         assert float(found[place]) == pytest.approx(slope, rel=tolerance, abs=tolerance * float(found.abs().max()))
 
 
-@pytest.mark.parametrize("adaptation", ADAPTATIONS[:8])
+@pytest.mark.parametrize("adaptation", ADAPTATIONS[:10])
 @pytest.mark.parametrize("in_time", [False, True])
 def test_an_item_of_no_weight_is_as_if_it_were_not_there(adaptation: dict[str, Any], in_time: bool) -> None:
     model, task = a_model(adaptation), a_task(in_time=in_time)

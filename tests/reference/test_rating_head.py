@@ -149,7 +149,11 @@ def test_recommendations_come_with_the_rating_that_the_user_would_give() -> None
         assert model.rating_head is not None
         model.rating_head.of_items.bias[-1] = 0.5
     profile = Profile(items=[Item(position=3, feedback=10), Item(position=8, feedback=1)])
-    found = predicted_ratings(model, profile, [5, 0, 8], scale)
+    E = model.item_vectors()
+    found, other = predicted_ratings(
+        model, E, [profile, Profile(items=[])], [torch.tensor([5, 0, 8]), torch.tensor([4])], scale
+    )
+    assert len(other) == 1
     batch = TaskBatch(
         support=torch.tensor([[3, 8]]),
         support_mask=torch.ones(1, 2, dtype=torch.bool),
@@ -161,8 +165,9 @@ def test_recommendations_come_with_the_rating_that_the_user_would_give() -> None
     expected = 1 + 4 * predicted(model, batch, model.item_vectors()).clamp(0, 1)
     assert found == pytest.approx(expected.tolist(), abs=1e-5)
     assert len(set(found)) > 1
-    assert predicted_ratings(model, profile, [5, 0], None) == [None, None]
-    assert predicted_ratings(small_model().float(), profile, [5], scale) == [None]
+    places = torch.tensor([5, 0])
+    assert predicted_ratings(model, E, [profile], [places], None) == [[None, None]]
+    assert predicted_ratings(small_model().float(), E, [profile], [places], scale) == [[None, None]]
 
 
 def test_pseudo_labels_that_may_be_rated_items_are_refused_under_clipping() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from client.data_source import site_settings
-from client.history import Item, Profile, read_attributes
+from client.history import Item, Profile, attribute_pairs, read_attributes
 from client.recommend import recommend
 from metarec_shared import sources
 from metarec_shared.attributes import NOT_TOLD, attribute_hash
@@ -206,7 +206,7 @@ def test_recommendations_hear_what_the_user_tells() -> None:
     settings = small_settings(model__attribute_buckets=16)
     for items in ([], [Item(position=3, feedback=5)]):
         quiet = recommend(model, Profile(items=items), ITEMS)
-        told = read_attributes(["gender = F", "Age=25"], settings)
+        told = read_attributes(attribute_pairs(["gender = F", "Age=25"]), settings)
         assert told == hashes(gender="f", age="25")
         heard = recommend(model, Profile(items=items, attributes=told), ITEMS)
         assert dict(heard).keys() == dict(quiet).keys()
@@ -220,8 +220,8 @@ def test_recommendations_hear_what_the_user_tells() -> None:
     [
         ("gender", {}, "--attribute must be column=value, got 'gender'"),
         ("gender=", {}, "--attribute must be column=value, got 'gender='"),
-        ("gender=f", {"model.attribute-buckets": 0}, "--attribute gender: the model reads no attributes of users"),
-        ("sex=f", {"data.user-attributes": "gender,age"}, "--attribute sex: the model was trained on gender, age"),
+        ("gender=f", {"model.attribute-buckets": 0}, "attribute gender: the model reads no attributes of users"),
+        ("sex=f", {"data.user-attributes": "gender,age"}, "attribute sex: the model was trained on gender, age"),
     ],
 )
 def test_an_attribute_that_the_model_cannot_read_is_refused(
@@ -229,4 +229,4 @@ def test_an_attribute_that_the_model_cannot_read_is_refused(
 ) -> None:
     settings = Settings().with_values({"model.attribute-buckets": 16, **changes}, "test")
     with pytest.raises(DataError, match=message):
-        read_attributes([assignment], settings)
+        read_attributes(attribute_pairs([assignment]), settings)

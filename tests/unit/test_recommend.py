@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from client.history import Item, Profile, read_history, read_history_bytes, read_history_file
+from client.history import Item, Profile, read_history
+from client.history_lines import content_of, lines_in, lines_of
 from client.recommend import recommend
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.dataset import RatingScale
@@ -18,11 +19,11 @@ SCALE = RatingScale(low=1.0, high=5.0)
 
 
 def read(*lines: str) -> Profile:
-    return read_history(lines, CATALOGUE, SCALE, "history.txt")
+    return read_history(lines_of(lines, "history.txt"), CATALOGUE, SCALE)
 
 
 def test_ids_and_exact_titles_are_found_ids_first() -> None:
-    profile = read("Heat\n", "2\n", "", "   ", "1")
+    profile = read("Heat\n", "2\n", "", "   ")
     assert [item.position for item in profile.items] == [0, 1]
     assert profile.skipped == []
 
@@ -91,8 +92,10 @@ def test_a_history_in_time_is_read_as_one_from_the_start() -> None:
         ("Heat\t5\tinf", "history.txt line 1: time must be finite, got 'inf'"),
         ("Twins", "history.txt line 1: 2 items bear the title 'Twins'; give one of their ids: 2, 3"),
         ("Heat\tfive", "history.txt line 1: rating must be a number, got 'five'"),
-        ("Heat\t6", "history.txt line 1: rating must be between 1 and 5, got '6'"),
-        ("Heat\tnan", "history.txt line 1: rating must be between 1 and 5, got 'nan'"),
+        ("Heat\t6", "history.txt line 1: rating must be between 1 and 5, got 6"),
+        ("Heat\tnan", "history.txt line 1: rating must be finite, got 'nan'"),
+        ("\t5", "history.txt line 1: wanted an item before the first tab, got none"),
+        ("Heat\t5\t1\t2", "history.txt line 1: wanted an item, a rating and a time, got 4 parts between tabs"),
     ],
 )
 def test_a_history_that_cannot_be_read_is_an_error_with_its_line(line: str, message: str) -> None:
@@ -102,7 +105,7 @@ def test_a_history_that_cannot_be_read_is_an_error_with_its_line(line: str, mess
 
 
 def test_ratings_are_ignored_by_a_model_trained_without() -> None:
-    assert read_history(["Heat\t77"], CATALOGUE, None, "-").items == [Item(position=0)]
+    assert read_history(lines_of(["Heat\t77"], "-"), CATALOGUE, None).items == [Item(position=0)]
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
@@ -111,11 +114,11 @@ def test_a_history_file_that_cannot_be_read_is_named(tmp_path: Path, content: by
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DataError, match=r"history.txt: cannot read the history"):
-        read_history_file(path, CATALOGUE, SCALE)
+        lines_in(*content_of(str(path)))
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_line() -> None:
-    profile = read_history_bytes(b"\xef\xbb\xbfHeat\n2\n", CATALOGUE, SCALE, "-")
+    profile = read_history(lines_in(b"\xef\xbb\xbfHeat\n2\n", "-"), CATALOGUE, SCALE)
     assert [item.position for item in profile.items] == [0, 1]
 
 

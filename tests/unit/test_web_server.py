@@ -117,6 +117,22 @@ def test_nothing_else_is_served(server: PageServer, folder: Path) -> None:
         assert ask(server, "/app.js", method)[0] == 501
 
 
+def test_a_path_that_is_none_is_not_found(server: PageServer, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_connection(("127.0.0.1", server.server_port), 10) as connection:
+        connection.sendall(b"GET http://[ HTTP/1.1\r\nConnection: close\r\n\r\n")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 404 ")
+    assert capsys.readouterr().err == ""
+
+
+def test_of_an_error_nothing_is_said_that_tells_of_a_visitor(
+    server: PageServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("client.export.web_server._is_served", lambda entry: 1 // 0)
+    with pytest.raises(http.client.RemoteDisconnected):
+        ask(server, "/app.js")
+    assert capsys.readouterr().err == "web page: a request failed: ZeroDivisionError\n"
+
+
 def test_what_comes_along_with_a_request_is_no_next_request(server: PageServer) -> None:
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
         inner = b"GET /app.js HTTP/1.1\r\n\r\n"
@@ -145,6 +161,8 @@ def test_the_command_serves_a_page_or_a_model(folder: Path, capsys: pytest.Captu
     for options in ([], ["--model", "run", "--http", str(folder)]):
         assert metarec(["serve", *options]) == 2
         assert "give either --model RUN or --http DIR" in capsys.readouterr().err
+    assert metarec(["serve", "--http", str(folder), "--tls-cert", "c.pem", "--metrics-port", "9999"]) == 2
+    assert "--tls-cert, --metrics-port is for a model; a page is served as plain HTTP" in capsys.readouterr().err
     command = [
         sys.executable,
         "-u",
