@@ -75,7 +75,8 @@ def without_each(
     each, gone = task.take(torch.zeros(size, dtype=torch.int64)), torch.eye(size, dtype=torch.bool)
     ranks = task.recency if task.recency is None else task.recency - (task.recency > task.recency.T).long()
     sizes = each.support_sizes() if blends_held else None
-    left = replace(each, support_mask=each.support_mask & ~gone, recency=ranks, sizes=sizes)
+    known = each.known.masked_fill(gone, -1)  # whoever never had it may get it as a pseudo-label
+    left = replace(each, support_mask=each.support_mask & ~gone, known=known, recency=ranks, sizes=sizes)
     adapt = size > 1 or blends_held  # who has done nothing is not adapted to
     others: Tensor = model(left, adapt=adapt, E=E)[:, list(positions)]
     return whole[:, None] - others.T

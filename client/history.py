@@ -144,14 +144,20 @@ def position_of(name: str, catalogue: Catalogue, where: str = "") -> int | None:
     Raises:
         DataError: Several items bear the title.
     """
-    if name in catalogue.index:
-        return catalogue.index[name]
-    positions = catalogue.positions_by_title.get(name, [])
-    if len(positions) > 1:
+    position = clear_position(name, catalogue)
+    if position is None and (positions := catalogue.positions_by_title.get(name, [])):
         ids = ", ".join(catalogue.item_ids[position] for position in positions)
         said = f"{len(positions)} items bear the title {name!r}; give one of their ids: {ids}"
         raise DataError(f"{where}: {said}" if where else said)
-    return positions[0] if positions else None
+    return position
+
+
+def clear_position(name: str, catalogue: Catalogue) -> int | None:
+    """Return the position of the item that bears an id or, as the only one, a title; None: there is none."""
+    if name in catalogue.index:
+        return catalogue.index[name]
+    positions = catalogue.positions_by_title.get(name, [])
+    return positions[0] if len(positions) == 1 else None
 
 
 def feedback_level(rating: float, scale: RatingScale | None, where: str) -> int:

@@ -68,7 +68,7 @@ def lines_of(lines: Iterable[str], source: str) -> list[Line]:
 
 
 def _line(line: str, where: str) -> Line:
-    item, *rest = (part.strip() for part in line.split("\t"))
+    item, *rest = (part.strip() for part in line.rstrip().split("\t"))
     if not item:
         raise DataError(f"{where}: wanted an item before the first tab, got none")
     if len(rest) > 2:

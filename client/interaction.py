@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.history import Item, Profile, each_once, feedback_level, position_of
+from client.history import Item, Profile, clear_position, each_once, feedback_level, position_of
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.dataset import RatingScale
 from metarec_shared.errors import DataError
@@ -26,6 +26,9 @@ class Interaction:
     rating: float | None = None
     time: float | None = None
 
+
+SHOWN = 30
+"""Digits of a number that an error shows."""
 
 Told = str | tuple[str] | tuple[str, float | None] | tuple[str, float | None, float | None] | Interaction
 """An interaction as an app may write it: an item, or an item, a rating and a time."""
@@ -55,12 +58,13 @@ def profile_of(
 
     Args:
         interactions: The history.
-        catalogue: Where ids and titles are looked up, ids first; what it lacks is skipped.
+        catalogue: Where ids and titles are looked up, ids first; what it lacks, and a title that several items bear by
+            now, is skipped.
         scale: Scale of the ratings; None: the model was trained without ratings, and they are ignored.
         attributes: Hashes of what the user tells of himself.
 
     Raises:
-        DataError: A rating is off the scale, only some interactions have a time, or several items bear a title.
+        DataError: A rating is off the scale, or only some interactions have a time.
     """
     timed = [one.time is not None for one in interactions]
     if any(timed) and not all(timed):
@@ -71,13 +75,23 @@ def profile_of(
     items: list[Item] = []
     skipped: list[str] = []
     for one in order:
-        position = position_of(one.item, catalogue)
+        position = clear_position(one.item, catalogue)
         if position is None:
             skipped.append(one.item)
         else:
             items.append(Item(position=position, feedback=_level(one, scale)))
     in_time = bool(interactions) and all(timed)
     return Profile(items=each_once(items), skipped=skipped, attributes=attributes, in_time=in_time)
+
+
+def check_clear(interactions: Iterable[Interaction], catalogue: Catalogue) -> None:
+    """Refuse what somebody tells and does not say clearly enough, while he can still be asked.
+
+    Raises:
+        DataError: Several items bear a title.
+    """
+    for one in interactions:
+        position_of(one.item, catalogue, f"history, item {one.item!r}")
 
 
 def _interaction(told: Told, place: int) -> Interaction:
@@ -100,12 +114,23 @@ def _interaction(told: Told, place: int) -> Interaction:
 
 
 def _number(what: str, value: object, where: str) -> float | None:
-    if value is None:
-        return None
+    return None if value is None else finite(f"{where}: {what}", value)
+
+
+def finite(what: str, value: object) -> float:
+    """Return a number, of whatever kind it is.
+
+    Raises:
+        DataError: It is none, or not finite.
+    """
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not (number and math.isfinite(value)):  # type: ignore[arg-type] # of a number
-        raise DataError(f"{where}: {what} must be a finite number, got {value!r}")
-    return float(value)  # type: ignore[arg-type]
+    try:
+        found = float(value) if number else math.nan  # type: ignore[arg-type] # of a number
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found):
+        raise DataError(f"{what} must be a finite number, got {str(value)[:SHOWN] if number else repr(value)}")
+    return found
 
 
 def _level(one: Interaction, scale: RatingScale | None) -> int:

@@ -1,6 +1,5 @@
 """Lists of recommendations, for one user or for many at once: which items may stand in them, and which are the best."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from client.answer import Recommendation
 from client.history import Profile, position_of
+from client.interaction import finite
 from client.rerank import POOL, reranked
 from metarec_shared.catalogue import Catalogue
 from metarec_shared.errors import DataError
@@ -70,10 +70,8 @@ class Wish:
         """
         how_fresh = ((f"fresh[{item!r}]", value) for item, value in (fresh or {}).items())
         for name, value in (("diversity", diversity), ("freshness", freshness), *how_fresh):
-            if not 0.0 <= value <= 1.0:
+            if not 0.0 <= finite(name, value) <= 1.0:
                 raise DataError(f"{name} must be from 0 to 1, got {value!r}")
-        if not math.isfinite(popularity):
-            raise DataError(f"popularity must be finite, got {popularity!r}")
         for name, items in (("exclude", exclude), ("candidates", candidates)):
             if isinstance(items, str):
                 raise DataError(f"{name} must be a list of items, got the text {items!r}")
@@ -82,7 +80,7 @@ class Wish:
             k=checked_k(k),
             barred=[*_positions(exclude, catalogue), *known],
             only=None if candidates is None else _positions(candidates, catalogue),
-            popularity=popularity,
+            popularity=finite("popularity", popularity),
             diversity=diversity,
             fresh=fresh,
             freshness=freshness,

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from client.answer import Recommendation
 from client.explain import influences
-from client.history import Profile, position_of, read_attributes
-from client.interaction import Interaction, Told, interactions_of, profile_of
+from client.history import Profile, clear_position, position_of, read_attributes
+from client.interaction import Interaction, Told, check_clear, interactions_of, profile_of
 from client.lists import (
     Item,
     Wish,
@@ -157,7 +157,9 @@ class Recommender:
             DataError: The history or an attribute makes no sense. Items that are not in the catalogue do
                 (``User.skipped``).
         """
-        return User(self, interactions_of(history), self.attribute_hashes(attributes or {}))
+        interactions = interactions_of(history)
+        check_clear(interactions, self.catalogue)
+        return User(self, interactions, self.attribute_hashes(attributes or {}))
 
     def attribute_hashes(self, attributes: Mapping[str, str]) -> list[int]:
         """Return what a user tells of himself, by column, as the model reads it.
@@ -165,7 +167,7 @@ class Recommender:
         Raises:
             DataError: The model reads no attributes, or was not trained on such a column.
         """
-        return read_attributes(attributes.items(), self._settings)
+        return read_attributes([(str(column), str(value)) for column, value in attributes.items()], self._settings)
 
     def adapt_all(self, histories: Iterable[Iterable[Told]]) -> list["User"]:
         """Return the users of many histories, adapted to in batches; the same as one by one, to rounding.
@@ -265,20 +267,22 @@ class User:
         self, recommender: Recommender, interactions: Sequence[Interaction], attributes: Sequence[int] = ()
     ) -> None:
         self._recommender = recommender
-        self._attributes = tuple(attributes)
-        self._interactions = self._told(interactions)
+        self._interactions, self._attributes = tuple(interactions), tuple(attributes)
+        self._ids: dict[str, str] = {}
         self._known: tuple[State, Profile, Tensor] | None = None
         self._changes = threading.Lock()
+        self._read(recommender.state, self._interactions)  # what makes no sense is said at once
+        self._pin(interactions)
 
     @property
     def history(self) -> Sequence[Interaction]:
-        """What the user did, as it was told; items that the catalogue had then by their ids."""
+        """What the user did, as it was told."""
         return self._interactions
 
     @property
     def skipped(self) -> Sequence[str]:
-        """What of the history the catalogue lacks."""
-        return self._read(self._recommender.state).skipped
+        """What of the history the catalogue lacks, or does not have clearly: a title that several items bear by now."""
+        return self.profile_in(self._recommender.state).skipped
 
     def update(self, interactions: Iterable[Told]) -> Self:
         """Take in new interactions, and adapt anew: to the union of old and new, exactly.
@@ -287,9 +291,12 @@ class User:
             DataError: They make no sense, alone or with the history; it stays as it was.
         """
         told = interactions_of(interactions)
+        check_clear(told, self._recommender.catalogue)
         with self._changes:
-            self._interactions = self._told((*self._interactions, *told))
-            self._known = None
+            union = (*self._interactions, *told)
+            self._read(self._recommender.state, union)  # what makes no sense is said before anything changes
+            self._interactions, self._known = union, None
+            self._pin(told)
         return self
 
     @torch.no_grad()
@@ -321,7 +328,7 @@ class User:
             freshness: From 0 to 1: what that counts for, against the score.
 
         Raises:
-            DataError: ``k`` is below 1, or a weight is not from 0 to 1.
+            DataError: As ``Wish.of``: ``k`` is no whole number from 1 on, a weight or a freshness not from 0 to 1.
         """
         state, profile, scored = self._scored()
         wish = Wish.of(
@@ -402,36 +409,31 @@ class User:
 
     def profile_in(self, state: State) -> Profile:
         """Return the history as the model reads it, over a catalogue."""
-        return self._read(state)
+        return self._read(state, self._interactions)
 
     def know(self, state: State, profile: Profile, scored: Float[Tensor, " items"]) -> None:
         """Take in scores that were computed in a batch."""
         with self._changes:
             self._known = (state, profile, scored.clone())  # a row of its own, not the whole batch
 
-    def _told(self, interactions: Sequence[Interaction]) -> tuple[Interaction, ...]:
-        """Return a history that makes sense, with the ids of its items: titles may be others' as well tomorrow.
-
-        Raises:
-            DataError: It makes none.
-        """
+    def _pin(self, interactions: Iterable[Interaction]) -> None:
+        """Keep in mind which items were meant: added ones may bear the same titles, or titles for ids."""
         catalogue = self._recommender.catalogue
-        profile_of(interactions, catalogue, self._recommender.rating_scale, self._attributes)
-        places = [position_of(one.item, catalogue) for one in interactions]
-        return tuple(
-            one if place is None else replace(one, item=catalogue.item_ids[place])
-            for one, place in zip(interactions, places, strict=True)
-        )
+        for one in interactions:
+            place = clear_position(one.item, catalogue)
+            if place is not None:
+                self._ids.setdefault(one.item, catalogue.item_ids[place])
 
-    def _read(self, state: State) -> Profile:
-        return profile_of(self._interactions, state.catalogue, self._recommender.rating_scale, self._attributes)
+    def _read(self, state: State, interactions: Sequence[Interaction]) -> Profile:
+        meant = [replace(one, item=self._ids.get(one.item, one.item)) for one in interactions]
+        return profile_of(meant, state.catalogue, self._recommender.rating_scale, self._attributes)
 
     def _scored(self) -> tuple[State, Profile, Float[Tensor, " items"]]:
         """Return the catalogue's scores, computed once for a history and a model."""
         with self._changes:
             state = self._recommender.state
             if self._known is None or self._known[0] is not state:
-                profile = self._read(state)
+                profile = self._read(state, self._interactions)
                 self._known = (state, profile, scores_of(state, [profile])[0])
             return self._known
 

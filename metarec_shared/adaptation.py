@@ -144,6 +144,8 @@ class ClosedForm(Adaptation):
         support = Support.of(tasks, h.dtype)
         if not self._pseudo_labels:
             return support
+        if tasks.weights is None:  # constants of every derivative but that in the weights
+            h, rates = h.detach(), rates.detach()
         with torch.set_grad_enabled(torch.is_grad_enabled() and tasks.weights is not None):
             adapted = self.learner.adapt(h, rates, items, support)
             return with_pseudo_labels(support, adapted, items, tasks, self._pseudo_labels, self._pseudo_weight)

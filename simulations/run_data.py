@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from metarec_shared.checkpoint import Checkpoint
+from metarec_shared.errors import DataError
 from metarec_shared.population import Population
 from metarec_shared.settings import Settings
 from metarec_shared.sources import load_dataset, load_training_dataset
@@ -28,12 +29,24 @@ def training_population(checkpoint: Checkpoint, settings: Settings) -> Populatio
     """Return everybody's histories over the items that training knew, with the roles that the run gave them.
 
     Raises:
-        DataError: The data cannot be read.
+        DataError: The data cannot be read, or is with other items than the run's.
     """
+    _check_items(checkpoint, settings)
     interactions = load_training_dataset(settings).interactions
     return Population.of(interactions, checkpoint.rating_scale, settings.run.seed)
 
 
 def whole_population(checkpoint: Checkpoint, settings: Settings) -> Population:
-    """Return everybody's histories over the whole catalogue, held-out items included, as ``training_population``."""
+    """Return everybody's histories over the whole catalogue, held-out items included, as ``training_population``.
+
+    Raises:
+        DataError: As ``training_population``.
+    """
+    _check_items(checkpoint, settings)
     return Population.of(load_dataset(settings).interactions, checkpoint.rating_scale, settings.run.seed)
+
+
+def _check_items(checkpoint: Checkpoint, settings: Settings) -> None:
+    dataset = load_dataset(settings)
+    if dataset.catalogue.fingerprint != checkpoint.items.catalogue.fingerprint:
+        raise DataError(f"{dataset.name}: has other items than the run was trained with; wanted the data of the run")

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 LONGEST_MESSAGE = 1_000
 """Characters of an error's text: headers are no place for more."""
 
+ROUNDING, TRANSIT_SECONDS = 0.01, 0.005
+"""What gRPC rounds a deadline up by at most on its way here, as a share of it; what a call and its end take."""
+
 STOPPING = (grpc.StatusCode.UNAVAILABLE, "the service is stopping; try again")
 """What a call ends with that comes too late."""
 
@@ -100,6 +103,7 @@ class _Counted:
         self._calls, self._figures, self._name = calls, figures, name
         remaining = context.time_remaining()
         self._began = time.monotonic()
+        self._rounding = 0.0 if remaining is None else ROUNDING * remaining + TRANSIT_SECONDS
         self.call = Call(deadline=math.inf if remaining is None else self._began + remaining)
         self.code = grpc.StatusCode.OK
 
@@ -111,7 +115,7 @@ class _Counted:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         now = time.monotonic()
         if kind is not None:  # the caller has gone: gRPC cancels what it waited for
-            late = now >= self.call.deadline
+            late = now >= self.call.deadline - self._rounding
             self.code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
         else:
             self._calls.answered += 1

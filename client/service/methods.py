@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 import grpc
 
 from client.answer import Recommendation
-from client.interaction import profile_of
+from client.interaction import check_clear, profile_of
 from client.service.answers import Answer, explain, similar_items
 from client.service.batcher import Batcher
 from client.service.calls import Call, Calls, status_of
 from client.service.limits import Limits, check_count, check_name
 from client.service.proto.metarec.v1 import recommender_pb2 as pb
+from client.service.refusal import RefusedError
 from client.service.requests import Asked, read_history, read_k, read_recommend, read_user
 from client.service.served import Models, Served
 from client.service.user_state import Known, pack_state, read_interactions, unpack_state
@@ -29,13 +30,25 @@ class Methods:
         limits: How much a call may ask for.
         window: Users of one RecommendBatch that wait at a time.
         places: Users of all RecommendBatches that wait for the model at a time; the others wait for a place.
+        batches: RecommendBatches that are answered at a time; further ones are refused.
+
+    Attributes:
+        waiting: Users of RecommendBatches that wait for a place.
     """
 
     def __init__(
-        self, models: Models, batcher: Batcher[Asked, Answer], limits: Limits, *, window: int, places: int
+        self,
+        models: Models,
+        batcher: Batcher[Asked, Answer],
+        limits: Limits,
+        *,
+        window: int,
+        places: int,
+        batches: int,
     ) -> None:
         self._models, self._batcher, self._limits, self._window = models, batcher, limits, window
-        self._places = asyncio.Semaphore(places)
+        self._places, self._batches, self._most_batches = asyncio.Semaphore(places), 0, batches
+        self.waiting = 0
 
     def handler(self, calls: Calls) -> "grpc.GenericRpcHandler":
         """Return all methods as gRPC takes them."""
@@ -62,6 +75,12 @@ class Methods:
     ) -> AsyncIterator[pb.RecommendBatchResponse]:
         """Recommend to many users, in their order; a few of them wait for the model at a time."""
         check_count("users", len(request.users), self._limits.users)
+        if self._batches >= self._most_batches:
+            raise RefusedError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"batches being answered: got {self._batches}, wanted fewer than {self._most_batches}; try again later",
+            )
+        self._batches += 1
         pending: deque[asyncio.Task[pb.RecommendBatchResponse]] = deque()
         try:
             for place, one in enumerate(request.users):
@@ -71,6 +90,7 @@ class Methods:
             while pending:
                 yield await pending.popleft()
         finally:
+            self._batches -= 1
             for task in pending:
                 task.cancel()
 
@@ -83,6 +103,7 @@ class Methods:
         """Return a state with further interactions."""
         before = unpack_state(request.state, self._limits)
         new = read_interactions(request.interactions, "interactions", self._limits)
+        check_clear(new, self._models.served.recommender.catalogue)
         check_count("state and interactions together", len(before.interactions) + len(new), self._limits.interactions)
         known = Known(interactions=(*before.interactions, *new), attributes=before.attributes)
         return _state(known, self._models.served)
@@ -112,11 +133,21 @@ class Methods:
 
     async def _one_of_many(self, place: int, request: pb.RecommendRequest, call: Call) -> pb.RecommendBatchResponse:
         try:
-            async with self._places:
+            await self._place()
+            try:
                 return pb.RecommendBatchResponse(user=place, response=await self.recommend(request, call))
+            finally:
+                self._places.release()
         except Exception as error:
             code, message = status_of(error)
             return pb.RecommendBatchResponse(user=place, problem=pb.Problem(code=code.value[0], message=message))
+
+    async def _place(self) -> None:
+        self.waiting += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self.waiting -= 1
 
 
 def _state(known: Known, served: Served) -> pb.StateResponse:

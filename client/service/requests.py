@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from client.interaction import check_clear
 from client.recommender import Recommender
 from client.service.limits import Limits, check_count, check_name
 from client.service.proto.metarec.v1 import recommender_pb2 as pb
@@ -64,9 +65,10 @@ def read_history(history: pb.History, recommender: Recommender, limits: Limits) 
 
     Raises:
         RefusedError: It makes no sense, or is too much.
-        DataError: An attribute is none that the model reads.
+        DataError: Several items bear a title, or an attribute is none that the model reads.
     """
     interactions = read_interactions(history.interactions, "history", limits)
+    check_clear(interactions, recommender.catalogue)
     if not history.attributes:
         return Known(interactions=interactions)
     check_count("attributes", len(history.attributes), limits.attributes)

@@ -53,6 +53,7 @@ class ServeSettings:
         max_batch: Most users of one pass of the model.
         max_wait: Most seconds that a batch waits to fill.
         max_waiting: Most calls that wait.
+        max_batches: Most RecommendBatches that are answered at a time.
         workers: Threads that compute.
         grace: Seconds that accepted calls have when the service stops.
         linger: Seconds for which a stopping service goes on to say so to whoever calls, and looks at its health.
@@ -70,6 +71,7 @@ class ServeSettings:
     max_batch: int = 64
     max_wait: float = 0.002
     max_waiting: int = 1024
+    max_batches: int = 16
     workers: int = 1
     grace: float = 30.0
     linger: float = 0.5
@@ -114,7 +116,15 @@ class Service:
             workers=settings.workers,
             computed=lambda users: self.figures.computed(users),
         )
-        self.figures = ServiceCollector(self.models, lambda: self.batcher.waiting)
+        self.methods = Methods(
+            self.models,
+            self.batcher,
+            settings.limits,
+            window=settings.max_batch,
+            places=max(1, settings.max_waiting // 2),  # the other half is for calls of one user
+            batches=settings.max_batches,
+        )
+        self.figures = ServiceCollector(self.models, lambda: self.batcher.waiting + self.methods.waiting)
         self.calls = Calls(self.figures)
         self._serving = False
         self._metrics: ThreadingHTTPServer | None = None
@@ -141,14 +151,7 @@ class Service:
             OSError: The port for metrics is taken.
         """
         self._health, self._server = health.aio.HealthServicer(), self._build()
-        methods = Methods(
-            self.models,
-            self.batcher,
-            self._settings.limits,
-            window=self._settings.max_batch,
-            places=max(1, self._settings.max_waiting // 2),  # the other half is for calls of one user
-        )
-        self._server.add_generic_rpc_handlers((methods.handler(self.calls),))
+        self._server.add_generic_rpc_handlers((self.methods.handler(self.calls),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self._bind()

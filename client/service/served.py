@@ -29,7 +29,7 @@ class Served:
 
     Attributes:
         recommender: It.
-        version: Hash of its file, 16 hexadecimal digits.
+        version: Hash of its model and its catalogue, 16 hexadecimal digits.
     """
 
     recommender: Recommender

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from client.interaction import Interaction
-from client.recommender import Recommender
+from client.recommender import Recommender, User
 from metarec_shared.catalogue import Catalogue, TrainingItems
 from metarec_shared.checkpoint import Checkpoint, load_checkpoint
 from metarec_shared.errors import DataError
@@ -29,7 +29,7 @@ from metarec_shared.metrics import ranking_metrics
 from metarec_shared.population import Population
 from metarec_shared.split import Role
 from metarec_shared.tasks import Task, TaskBatch, pad
-from simulations.benchmarks.cold_users import K
+from simulations.benchmarks.cold_users import K, told_of_himself
 from simulations.benchmarks.measure import mean_and_error, print_table, write_figures
 from simulations.protocols import chance, cold_item_task, text_knn
 from simulations.run_data import data_settings, whole_population
@@ -86,10 +86,10 @@ def measure(checkpoint: Checkpoint, population: Population, users: int, support:
     recommender.add_items(
         dict(zip(added.item_ids, added.texts, strict=True)), titles=dict(zip(added.item_ids, added.titles, strict=True))
     )
-    histories = [told(population, user, task, whole) for user, task in found]
+    adapted = [User(recommender, told(population, user, task, whole), told_of_himself(task)) for user, task in found]
     tasks, excluded = pad([task for _, task in found]), torch.from_numpy(~held_out)
     scorers: dict[str, Callable[[TaskBatch], Tensor]] = {
-        "added by add_items": lambda _: scores_of_added(recommender, histories, added, whole),
+        "added by add_items": lambda _: scores_of_added(adapted, added, whole),
         "text-kNN": text_knn(checkpoint.text),
         "chance": lambda batch: chance(batch, len(whole)),
     }
@@ -119,12 +119,10 @@ def told(population: Population, user: int, task: Task, catalogue: Catalogue) ->
     ]
 
 
-def scores_of_added(
-    recommender: Recommender, histories: Sequence[Sequence[Interaction]], added: Catalogue, whole: Catalogue
-) -> Float[Tensor, "users items"]:
+def scores_of_added(users: Sequence[User], added: Catalogue, whole: Catalogue) -> Float[Tensor, "users items"]:
     """Return what the recommender says of the added items, at their places in the whole catalogue; 0 elsewhere."""
-    scores = torch.zeros(len(histories), len(whole))
-    for row, user in zip(scores, recommender.adapt_all(histories), strict=True):
+    scores = torch.zeros(len(users), len(whole))
+    for row, user in zip(scores, users, strict=True):
         for one in user.recommend(len(added), candidates=added.item_ids):
             row[whole.index[one.item_id]] = one.score
     return scores

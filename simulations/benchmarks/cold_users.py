@@ -35,6 +35,11 @@ Cells = dict[Order, list[ColdUser]]
 Ranked = list[tuple[int, float]]
 
 
+def told_of_himself(task: Task) -> list[int]:
+    """Return hashes of what a user tells of himself, where the model reads such."""
+    return [] if task.attributes is None else [int(value) for value in task.attributes]
+
+
 def cold_users(checkpoint: Checkpoint, population: Population, users: int, support: int | None = None) -> Cells:
     """Return test users with a support set and a query, by the order of histories.
 
@@ -52,12 +57,11 @@ def cold_users(checkpoint: Checkpoint, population: Population, users: int, suppo
 
     def cold(task: Task) -> ColdUser:
         items = zip(at[task.support].tolist(), task.feedback.tolist(), strict=True)
-        told = () if task.attributes is None else [int(value) for value in task.attributes]
         return ColdUser(
             profile=Profile(
                 items=[Item(position=position, feedback=level) for position, level in items],
                 in_time=task.in_time,
-                attributes=told,
+                attributes=told_of_himself(task),
             ),
             query=frozenset(at[task.query].tolist()),
         )

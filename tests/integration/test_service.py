@@ -219,6 +219,31 @@ def test_batches_leave_room_and_are_not_refused_by_their_own_size(trained: Path)
     with_service(trained, test, max_waiting=10)
 
 
+def test_more_batches_than_are_answered_at_a_time_are_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may, whole = threading.Event(), answers.scores_of
+
+    def slow(state: Any, profiles: Any) -> Any:
+        assert may.wait(PATIENCE)
+        return whole(state, profiles)
+
+    async def test(running: Running) -> None:
+        monkeypatch.setattr(answers, "scores_of", slow)
+        many = pb.RecommendBatchRequest(users=[request(HISTORY, {})] * 100).SerializeToString()
+        first = [asyncio.create_task(running.raw("RecommendBatch", many)) for _ in range(2)]
+        while running.service.figures.open < 2 or running.service.methods.waiting < 100:
+            await asyncio.sleep(0.001)
+        assert "metarec_service_waiting 1" in await scraped(running)
+        code, said = await refusal(running.raw("RecommendBatch", many))
+        assert code is Code.RESOURCE_EXHAUSTED
+        assert said == "batches being answered: got 2, wanted fewer than 2; try again later"
+        may.set()
+        await asyncio.gather(*first)
+        await running.raw("RecommendBatch", many)
+        assert running.service.methods.waiting == 0
+
+    with_service(trained, test, max_waiting=10, max_batches=2)
+
+
 NAN, INF = float("nan"), float("inf")
 RECOMMEND, ADAPT, UPDATE, EXPLAIN, SIMILAR = "Recommend", "Adapt", "Update", "Explain", "SimilarItems"
 
@@ -374,7 +399,12 @@ def test_a_call_whose_deadline_passes_is_not_computed(trained: Path, monkeypatch
         monkeypatch.setattr(answers, "scores_of", slow)
         first = asyncio.ensure_future(running.ask.Recommend(request(HISTORY, {})))
         assert await asyncio.to_thread(began.wait, PATIENCE)
-        late = [refusal(running.ask.Recommend(request(HISTORY, {}), timeout=1.0)) for _ in range(5)]
+        late = [
+            asyncio.create_task(refusal(running.ask.Recommend(request(HISTORY, {}), timeout=2.0))) for _ in range(5)
+        ]
+        while running.service.batcher.waiting < 5:
+            assert not any(one.done() for one in late), "on a machine this busy, give it more time"
+            await asyncio.sleep(0.001)
         assert {code for code, _ in await asyncio.gather(*late)} == {Code.DEADLINE_EXCEEDED}
         gone = running.ask.Recommend(request(HISTORY, {}))
         while running.service.batcher.waiting < 6:

@@ -23,7 +23,7 @@ def read(*lines: str) -> Profile:
 
 
 def test_ids_and_exact_titles_are_found_ids_first() -> None:
-    profile = read("Heat\n", "2\n", "", "   ")
+    profile = read("Heat\n", "2\t\t\t\n", "", "   ")
     assert [item.position for item in profile.items] == [0, 1]
     assert profile.skipped == []
 
