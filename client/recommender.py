@@ -295,8 +295,8 @@ class User:
         with self._changes:
             union = (*self._interactions, *told)
             self._read(self._recommender.state, union)  # what makes no sense is said before anything changes
-            self._interactions, self._known = union, None
             self._pin(told)
+            self._interactions, self._known = union, None
         return self
 
     @torch.no_grad()
