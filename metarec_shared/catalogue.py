@@ -95,3 +95,8 @@ class TrainingItems:
         if len(self.positions) == len(self.catalogue):
             return self.catalogue
         return self.catalogue.take(self.positions)
+
+    @property
+    def held_out(self) -> NDArray[np.bool_]:
+        """Which items of the catalogue training does not know, bool [items]."""
+        return ~np.isin(np.arange(len(self.catalogue)), self.positions)

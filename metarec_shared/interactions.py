@@ -51,6 +51,10 @@ class Interactions:
         """Items of one user, int64 [history length]: a copy in memory, whatever ``items`` is."""
         return self.items[self.offsets[user] : self.offsets[user + 1]].astype(np.int64)
 
+    def rating(self, user: int, item: int) -> float:
+        """Return the rating that a user gave an item of his history; NaN where he gave none."""
+        return float(self.ratings[self.offsets[user] + int((self.history(user) == item).argmax())])
+
     def take(self, users: NDArray[np.int64]) -> "Interactions":
         """Return the histories of ``users`` (positions), in that order, in memory."""
         offsets = starts(self.offsets[users + 1] - self.offsets[users])

@@ -155,10 +155,11 @@ class BertRecommender(nn.Module):
 
     def regressed(self, scored: Float[Tensor, "users items"], tasks: TaskBatch) -> Float[Tensor, "users items"]:
         """Add what is predicted of each user's support set beside the model, by whatever the model has for it."""
+        sizes = tasks.support_sizes()
         for order, regressions in self.regressions.items():
             counted = tasks.counted(scored.dtype) * tasks.in_order(order)[:, None]
             for regression in regressions:
-                scored = scored + regression.blended(tasks.support, counted, tasks.support_sizes())
+                scored = scored + regression.blended(tasks.support, counted, sizes)
         if self.start_prior is not None:
             scored = scored + self.start_prior.blended(tasks)
         if self.text_kernel is not None:

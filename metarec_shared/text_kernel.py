@@ -92,9 +92,9 @@ class TextKernel:
     def blended(self, tasks: TaskBatch) -> Float[Tensor, "users items"]:
         """Return what is added to a model's scores."""
         support, counts = tasks.support.masked_fill(~tasks.support_mask, 0), tasks.counted(self.least.dtype)
-        counted = self.least[support]
+        counted, sizes = self.least[support], tasks.support_sizes()
         for order, blends in self.blends.items():
-            of_size = blend_of_size(blends, tasks.support_sizes()).to(counts) * tasks.in_order(order)
+            of_size = blend_of_size(blends, sizes).to(counts) * tasks.in_order(order)
             counted = torch.maximum(counted, of_size[:, None])
         return self._sum(support, counted * counts)
 

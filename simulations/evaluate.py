@@ -28,7 +28,7 @@ from simulations.protocols import (
     orders_of,
     tuned_baselines,
 )
-from simulations.run_data import data_settings, training_population, whole_population
+from simulations.run_data import data_settings, has_items_of, training_population, whole_population
 from simulations.simulate import ABLATION_FOLDER
 
 
@@ -126,8 +126,7 @@ def _own_data(run: Path, checkpoint: Checkpoint, settings: Settings) -> _Subject
 
     Which users are test users is a keyed hash of their ids, so it holds for data that has grown since.
     """
-    dataset = load_dataset(settings)
-    if dataset.catalogue.fingerprint != checkpoint.items.catalogue.fingerprint:
+    if not has_items_of(checkpoint, settings):
         return None
     population = training_population(checkpoint, settings)
     users = population.judged(Role.TEST, settings.evaluation.users)

@@ -147,8 +147,7 @@ def cold_item(
     Returns:
         The figures; None where no user has both a support set and a held-out item.
     """
-    held_out = np.ones(len(checkpoint.items.catalogue), dtype=bool)
-    held_out[checkpoint.items.positions] = False
+    held_out = checkpoint.items.held_out
     tasks = [task for user in users if (task := cold_item_task(population, int(user), held_out, support)) is not None]
     if not tasks:
         return None
@@ -156,7 +155,7 @@ def cold_item(
     methods = {"metarec": model_scorer(model, adapt=True), "unadapted": model_scorer(model, adapt=False)}
     methods |= {"text_knn": text_knn(checkpoint.text), "chance": lambda batch: chance(batch, len(held_out))}
     excluded = torch.from_numpy(~held_out)
-    figures = {name: _means(_rank_among(scorer, tasks, excluded, k)) for name, scorer in methods.items()}
+    figures = {name: _means(rank_among(scorer, tasks, excluded, k)) for name, scorer in methods.items()}
     return {"support": support, "items": int(held_out.sum()), "users": len(tasks), **figures}
 
 
@@ -198,7 +197,8 @@ def cold_item_task(population: Population, user: int, held_out: NDArray[np.bool_
     )
 
 
-def _rank_among(scorer: Scorer, tasks: Sequence[Task], excluded: Tensor, k: int) -> dict[str, Tensor]:
+def rank_among(scorer: Scorer, tasks: Sequence[Task], excluded: Tensor, k: int) -> dict[str, Tensor]:
+    """Return every ranking metric of every task where some items are never ranked, bool [items]."""
     batch = pad(tasks)
     with torch.no_grad():
         scores = scorer(batch)

@@ -46,7 +46,16 @@ def whole_population(checkpoint: Checkpoint, settings: Settings) -> Population:
     return Population.of(load_dataset(settings).interactions, checkpoint.rating_scale, settings.run.seed)
 
 
+def has_items_of(checkpoint: Checkpoint, settings: Settings) -> bool:
+    """Say whether data is with the items of a run: ids and texts, in their order.
+
+    Raises:
+        DataError: The data cannot be read.
+    """
+    return load_dataset(settings).catalogue.fingerprint == checkpoint.items.catalogue.fingerprint
+
+
 def _check_items(checkpoint: Checkpoint, settings: Settings) -> None:
-    dataset = load_dataset(settings)
-    if dataset.catalogue.fingerprint != checkpoint.items.catalogue.fingerprint:
-        raise DataError(f"{dataset.name}: has other items than the run was trained with; wanted the data of the run")
+    if not has_items_of(checkpoint, settings):
+        name = load_dataset(settings).name
+        raise DataError(f"{name}: has other items than the run was trained with; wanted the data of the run")

@@ -1,6 +1,7 @@
 """A simulation from data to result: meta-train, train the ablation, evaluate, report."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from metarec_shared.dataset import Dataset
 from metarec_shared.errors import CheckpointError
 from metarec_shared.files import write_json, write_text
 from metarec_shared.fingerprint import data_fingerprint
-from metarec_shared.interactions import Interactions
 from metarec_shared.model_card import model_card
 from metarec_shared.rating_model import rating_errors
 from metarec_shared.rating_tasks import evaluation_rating_tasks
@@ -151,7 +151,7 @@ def sample_recommendations(settings: Settings, checkpoint: Checkpoint) -> list[S
     population = training_population(checkpoint, settings)
     support = settings.evaluation.support
     users = population.users(Role.TEST, shortest=support)[:SAMPLE_USERS]
-    model, catalogue = checkpoint.model(), checkpoint.items.known
+    model, catalogue, histories = checkpoint.model(), checkpoint.items.known, population.interactions
     samples = []
     for user in users:
         task = population.evaluation_task(int(user), "random", support, 0, population.rating_scale)
@@ -161,9 +161,7 @@ def sample_recommendations(settings: Settings, checkpoint: Checkpoint) -> list[S
         ranked = recommend(model, profile, 10)
         samples.append(
             SampleRecommendation(
-                support=[
-                    (catalogue.titles[p], _rating(population.interactions, int(user), int(p))) for p in task.support
-                ],
+                support=[(catalogue.titles[p], _shown(histories.rating(int(user), int(p)))) for p in task.support],
                 recommended=[(catalogue.titles[p], score) for p, score in ranked],
             )
         )
@@ -184,10 +182,8 @@ def _check_data(folder: Path, dataset: Dataset, *, resume: bool) -> None:
         raise CheckpointError(f"{folder}: the run was made with other data; --resume needs the same")
 
 
-def _rating(histories: Interactions, user: int, item: int) -> float | None:
-    start = histories.offsets[user]
-    value = float(histories.ratings[start + int((histories.history(user) == item).argmax())])
-    return None if value != value else value  # NaN: no rating
+def _shown(rating: float) -> float | None:
+    return None if math.isnan(rating) else rating
 
 
 def _ablation_settings(settings: Settings) -> Settings:

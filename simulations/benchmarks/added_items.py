@@ -9,7 +9,8 @@ are ranked among themselves by ``User.recommend(candidates=...)``. Beside it sim
 mean and standard error over runs, which hold out other items each.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -25,13 +26,13 @@ from client.recommender import Recommender, User
 from metarec_shared.catalogue import Catalogue, TrainingItems
 from metarec_shared.checkpoint import Checkpoint, load_checkpoint
 from metarec_shared.errors import DataError
-from metarec_shared.metrics import ranking_metrics
+from metarec_shared.evaluation import Scorer
 from metarec_shared.population import Population
 from metarec_shared.split import Role
-from metarec_shared.tasks import Task, TaskBatch, pad
+from metarec_shared.tasks import Task
 from simulations.benchmarks.cold_users import K, told_of_himself
-from simulations.benchmarks.measure import mean_and_error, print_table, write_figures
-from simulations.protocols import chance, cold_item_task, text_knn
+from simulations.benchmarks.measure import print_table, shown, write_figures
+from simulations.protocols import chance, cold_item_task, rank_among, text_knn
 from simulations.run_data import data_settings, whole_population
 
 METRIC = f"ndcg@{K}"
@@ -51,10 +52,7 @@ def main(
         population = whole_population(checkpoint, data_settings(checkpoint, data))
         runs.append(measure(checkpoint, population, users, support))
         typer.echo(f"{folder}: measured", err=True)
-    rows = []
-    for name in runs[0]:
-        mean, error = mean_and_error([run[name] for run in runs])
-        rows.append([name, f"{mean:.4f} ± {error:.4f}"])
+    rows = [[name, shown([run[name] for run in runs])] for name in runs[0]]
     print_table(f"Added items, ranked among themselves, {len(runs)} runs", ["", METRIC], rows)
     write_figures(json_file, {"support": support, "runs": runs})
 
@@ -72,9 +70,7 @@ def measure(checkpoint: Checkpoint, population: Population, users: int, support:
         DataError: The run held out nothing, or no test user has both a held-out item and another one.
         MetaRecError: The run's text encoder is not here, or depends on the catalogue it was trained on.
     """
-    whole = checkpoint.items.catalogue
-    held_out = np.ones(len(whole), dtype=bool)
-    held_out[checkpoint.items.positions] = False
+    whole, held_out = checkpoint.items.catalogue, checkpoint.items.held_out
     chosen = population.judged(Role.TEST, users).tolist()
     found = [(user, task) for user in chosen if (task := cold_item_task(population, user, held_out, support))]
     if not found:
@@ -87,18 +83,13 @@ def measure(checkpoint: Checkpoint, population: Population, users: int, support:
         dict(zip(added.item_ids, added.texts, strict=True)), titles=dict(zip(added.item_ids, added.titles, strict=True))
     )
     adapted = [User(recommender, told(population, user, task, whole), told_of_himself(task)) for user, task in found]
-    tasks, excluded = pad([task for _, task in found]), torch.from_numpy(~held_out)
-    scorers: dict[str, Callable[[TaskBatch], Tensor]] = {
+    scorers: dict[str, Scorer] = {
         "added by add_items": lambda _: scores_of_added(adapted, added, whole),
         "text-kNN": text_knn(checkpoint.text),
         "chance": lambda batch: chance(batch, len(whole)),
     }
-    figures = {}
-    for name, scorer in scorers.items():
-        scores = scorer(tasks)
-        by_user = ranking_metrics(scores, excluded.expand(scores.shape), tasks.query, tasks.query_mask, K)
-        figures[name] = float(by_user[METRIC].mean())
-    return figures
+    tasks, excluded = [task for _, task in found], torch.from_numpy(~held_out)
+    return {name: float(rank_among(scorer, tasks, excluded, K)[METRIC].mean()) for name, scorer in scorers.items()}
 
 
 def without_held_out(checkpoint: Checkpoint) -> Checkpoint:
@@ -110,12 +101,11 @@ def without_held_out(checkpoint: Checkpoint) -> Checkpoint:
 
 def told(population: Population, user: int, task: Task, catalogue: Catalogue) -> list[Interaction]:
     """Return a support set as an app would tell it, with the ratings that the user gave."""
-    histories = population.interactions
-    rows = slice(int(histories.offsets[user]), int(histories.offsets[user + 1]))
-    ratings = dict(zip(histories.items[rows].tolist(), histories.ratings[rows].tolist(), strict=True))
+    places = task.support.tolist()
+    ratings = [population.interactions.rating(user, place) for place in places]
     return [
-        Interaction(item=catalogue.item_ids[place], rating=None if np.isnan(ratings[place]) else ratings[place])
-        for place in task.support.tolist()
+        Interaction(item=catalogue.item_ids[place], rating=None if math.isnan(rating) else rating)
+        for place, rating in zip(places, ratings, strict=True)
     ]
 
 

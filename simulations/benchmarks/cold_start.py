@@ -35,7 +35,7 @@ from metarec_shared.evaluation import Scorer, model_scorer
 from metarec_shared.files import write_json, write_text
 from metarec_shared.model import BertRecommender
 from metarec_shared.split import Role
-from simulations.benchmarks.measure import mean_and_error, print_table
+from simulations.benchmarks.measure import mean_and_error, print_table, shown
 from simulations.protocols import Cell, cold_user, orders_of, tuned_baselines
 from simulations.report_charts import STYLE
 from simulations.run_data import data_settings, training_population
@@ -68,7 +68,7 @@ def main(
         print_table(
             f"{METRIC} by number of interactions, {order} order, {len(models.split(','))} runs",
             ["interactions", *METHODS, "above the best other, in standard errors"],
-            [[size, *(_shown(row[name]) for name in METHODS), f"{margin(row):+.1f}"] for size, row in rows.items()],
+            [[size, *(shown(row[name]) for name in METHODS), f"{margin(row):+.1f}"] for size, row in rows.items()],
             f"{role.name.lower()} users",
         )
     if out is not None:
@@ -151,11 +151,6 @@ def drawn(found: Figures) -> str:
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
-
-
-def _shown(values: Sequence[float]) -> str:
-    mean, error = mean_and_error(values)
-    return f"{mean:.4f} ± {error:.4f}"
 
 
 if __name__ == "__main__":

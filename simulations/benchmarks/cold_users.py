@@ -84,3 +84,23 @@ def ndcg(users: Sequence[ColdUser], answers: Sequence[Ranked]) -> float:
         return gained / sum(discounts[: len(user.query)])
 
     return statistics.mean(one(user, ranked) for user, ranked in zip(users, answers, strict=True))
+
+
+def compared(found: Sequence[Ranked], expected: Sequence[Ranked]) -> dict[str, float]:
+    """Compare recommendations: the share of lists that are the same, and how far scores of an item differ.
+
+    Blends may be large, and scores then hundreds: the difference is also given over the score, of 1 at least.
+    """
+    pairs = list(zip(found, expected, strict=True))
+    off = [
+        (abs(score - dict(right)[at]), max(1.0, abs(score)))
+        for left, right in pairs
+        for at, score in left
+        if at in dict(right)
+    ]
+    return {
+        "lists": len(pairs),
+        "identical": sum([at for at, _ in left] == [at for at, _ in right] for left, right in pairs) / len(pairs),
+        "score_difference": max((difference for difference, _ in off), default=0.0),
+        "relative_difference": max((difference / size for difference, size in off), default=0.0),
+    }

@@ -36,7 +36,7 @@ from metarec_shared.split import Role
 from simulations.baselines.baseline import Baseline
 from simulations.baselines.ease import fit_ease
 from simulations.baselines.item_knn import fit_item_knn
-from simulations.benchmarks.cold_users import Cells, K, Ranked, cold_users, ndcg
+from simulations.benchmarks.cold_users import Cells, K, Ranked, cold_users, compared, ndcg
 from simulations.benchmarks.measure import machine, print_table, ratio, take_turns, write_figures
 from simulations.run_data import data_settings, training_population
 
@@ -57,26 +57,10 @@ print(max(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 
 """
 
 
-def parity(cells: Cells, edge: EdgeRecommender, torch_path: Callable[[Profile], Ranked]) -> dict[str, Any]:
-    """Compare the graph with PyTorch: the share of lists that are the same, and how far scores of an item differ.
-
-    Blends may be large, and scores then hundreds: the difference is also given over the score, of 1 at least.
-    """
-    same, users, difference, relative = 0, 0, 0.0, 0.0
-    for cold in cells.values():
-        for user in cold:
-            found, expected = edge.recommend(user.profile, K), torch_path(user.profile)
-            scores, users = dict(expected), users + 1
-            same += [at for at, _ in found] == [at for at, _ in expected]
-            for at, score in found:
-                off = abs(score - scores.get(at, score))
-                difference, relative = max(difference, off), max(relative, off / max(1.0, abs(score)))
-    return {
-        "lists": users,
-        "identical": same / users,
-        "score_difference": difference,
-        "relative_difference": relative,
-    }
+def parity(cells: Cells, edge: EdgeRecommender, torch_path: Callable[[Profile], Ranked]) -> dict[str, float]:
+    """Compare the graph with PyTorch, one user at a time."""
+    profiles = [user.profile for users in cells.values() for user in users]
+    return compared([edge.recommend(one, K) for one in profiles], [torch_path(one) for one in profiles])
 
 
 def variants(run: Path, folder: Path, cells: Cells, pruned: Sequence[int]) -> list[dict[str, Any]]:

@@ -30,10 +30,10 @@ from metarec_shared.device import one_thread
 from metarec_shared.model import BertRecommender
 from metarec_shared.tasks import Order
 from simulations.benchmarks.cold_users import K, cold_users
-from simulations.benchmarks.measure import mean_and_error, print_table, write_figures
+from simulations.benchmarks.measure import print_table, shown, write_figures
 from simulations.run_data import data_settings, training_population
 
-WAYS = ("influence", "other blends", "text")
+WAYS, FIGURES = ("influence", "other blends", "text"), ("correlation", "first")
 
 Agreement = dict[str, dict[str, float]]
 """For each way to explain: ``correlation`` with leave-one-out, and ``first``, the share with the same first item."""
@@ -65,7 +65,7 @@ def main(
             f"Agreement with leave-one-out, {order} order, {len(models.split(','))} runs",
             ["interactions", *(f"{way}: {figure}" for way in WAYS for figure in ("correlation", "same first"))],
             [
-                [size, *(_shown(runs, way, figure) for way in WAYS for figure in ("correlation", "first"))]
+                [size, *(shown([run[way][figure] for run in runs], 3) for way in WAYS for figure in FIGURES)]
                 for size, runs in rows.items()
             ],
             f"at most {users} test users, {K} recommended items each",
@@ -98,9 +98,7 @@ def agreement(model: BertRecommender, profiles: Sequence[Profile]) -> Agreement:
             for way, (values, truth) in compared.items():
                 same_first = (values.argmax(dim=1) == truth.argmax(dim=1)).float()
                 rows[way].append([float(correlations(values, truth).mean()), float(same_first.mean())])
-    return {
-        way: dict(zip(("correlation", "first"), np.mean(found, axis=0), strict=True)) for way, found in rows.items()
-    }
+    return {way: dict(zip(FIGURES, np.mean(found, axis=0), strict=True)) for way, found in rows.items()}
 
 
 def correlations(left: Float[Tensor, "lists items"], right: Float[Tensor, "lists items"]) -> Float[Tensor, " lists"]:
@@ -111,11 +109,6 @@ def correlations(left: Float[Tensor, "lists items"], right: Float[Tensor, "lists
         return F.normalize(ranks - ranks.mean(dim=1, keepdim=True), dim=1)
 
     return (standardized(left) * standardized(right)).sum(dim=1)
-
-
-def _shown(runs: Sequence[Agreement], way: str, figure: str) -> str:
-    mean, error = mean_and_error([run[way][figure] for run in runs])
-    return f"{mean:.3f} ± {error:.3f}"
 
 
 if __name__ == "__main__":

@@ -76,6 +76,12 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), error
 
 
+def shown(values: Sequence[float], digits: int = 4) -> str:
+    """Return the mean and its standard error as tables have them."""
+    mean, error = mean_and_error(values)
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = "") -> None:
     """Print rows as a table, numbers to three digits."""
     table = Table(title=title, title_justify="left", caption=note, caption_justify="left")

@@ -26,7 +26,7 @@ from metarec_shared.dataset import RatingScale
 from metarec_shared.device import one_thread
 from metarec_shared.feedback import FEEDBACK_LEVELS
 from simulations.benchmarks.browser import launched, serving, wait_until_ready
-from simulations.benchmarks.cold_users import Cells, K, Ranked, cold_users, ndcg
+from simulations.benchmarks.cold_users import Cells, K, Ranked, cold_users, compared, ndcg
 from simulations.benchmarks.measure import print_table, write_figures
 from simulations.run_data import data_settings, training_population
 
@@ -65,23 +65,6 @@ def in_browser(page: Any, histories: Sequence[dict[str, Any]], *, explain: bool)
         answers += [[(position, score) for position, score in one] for one in found["answers"]]
         milliseconds += found["milliseconds"]
     return answers, milliseconds
-
-
-def compared(found: Sequence[Ranked], expected: Sequence[Ranked]) -> dict[str, float]:
-    """Return the share of lists that are the same and how far scores differ, also over the score, of 1 at least."""
-    pairs = list(zip(found, expected, strict=True))
-    off = [
-        (abs(score - dict(right)[at]), max(1.0, abs(score)))
-        for left, right in pairs
-        for at, score in left
-        if at in dict(right)
-    ]
-    return {
-        "lists": len(pairs),
-        "identical": sum([at for at, _ in left] == [at for at, _ in right] for left, right in pairs) / len(pairs),
-        "score_difference": max(difference for difference, _ in off),
-        "relative_difference": max(difference / size for difference, size in off),
-    }
 
 
 def main(

@@ -142,8 +142,7 @@ class ColdItem(EvaluationProtocol):
         settings = replace(settings, data=data)
         dataset, public = load_dataset(settings), load_item_features(settings)
         population = Population.of(dataset.interactions, dataset.rating_scale, settings.run.seed)
-        cold = np.ones(len(dataset.catalogue), dtype=bool)
-        cold[public.items.positions] = False
+        cold = public.items.held_out
         validation, test = (_tasks(population, settings, role, cold) for role in (Role.VALIDATION, Role.TEST))
         if not len(validation) or not len(test):
             raise DataError(f"{dataset.name}: no validation and test users have both a cold item and another")

@@ -263,7 +263,7 @@ class LeaveOneOutTrial(RankingTrial):
         feedback = feedback_levels(split.train.ratings[rows], scale)
         mask = np.ones(len(support), dtype=bool)
         if use == "test":
-            rating = self._rating(user, int(split.validation[place]))
+            rating = self._dataset.interactions.rating(user, int(split.validation[place]))
             support = np.append(support, split.validation[place])
             feedback = np.append(feedback, feedback_levels(np.array([rating], dtype=np.float32), scale))
             mask = np.append(mask, seen)
@@ -277,10 +277,6 @@ class LeaveOneOutTrial(RankingTrial):
             from_start=True,
             recency=time_ranks(np.arange(len(support))[None], mask[None])[0],
         )
-
-    def _rating(self, user: int, item: int) -> float:
-        histories = self._dataset.interactions
-        return float(histories.ratings[histories.offsets[user] + int((histories.history(user) == item).argmax())])
 
     def _candidates(self, chosen: NDArray[np.int64], use: str) -> Tensor:
         """Return each user's held-out item and its negatives; padding is -1."""
